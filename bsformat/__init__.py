@@ -1,0 +1,45 @@
+"""The ``.bstk`` container: open, plan, read, verify and write. Needs no torch.
+
+    container = bsformat.open("model.bstk")        # or an http(s)://, s3://, … URI
+    container.root, container.plan("80MiB")
+
+The bytes are specified in ``spec/bstk-v1.md``.
+"""
+
+from . import errors
+from ._version import __version__
+from .container import Block, Container, Span
+from .container import open_container as open
+from .errors import BstkError
+from .metadata import Attachment, Curve, Form, Metadata, Tensor
+from .plan import Plan
+from .source import ByteSource, FileSource, FsspecSource, MemorySource
+from .units import format_size, parse_size
+from .verify import Report, verify
+from .writer import Writer, rewrite
+
+__all__ = [
+    "Attachment",
+    "Block",
+    "BstkError",
+    "ByteSource",
+    "Container",
+    "Curve",
+    "FileSource",
+    "Form",
+    "FsspecSource",
+    "MemorySource",
+    "Metadata",
+    "Plan",
+    "Report",
+    "Span",
+    "Tensor",
+    "Writer",
+    "__version__",
+    "errors",
+    "format_size",
+    "open",
+    "parse_size",
+    "rewrite",
+    "verify",
+]

@@ -1,0 +1,55 @@
+"""Files that appear complete or not at all, and operating-system errors as one line."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from .errors import WriteError
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turn what the operating system says while ``path`` is written into a `WriteError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise WriteError(
+            f"cannot be written ({error.strerror or error}); nothing was left behind: "
+            f"{'free some space' if full else 'check the folder'} and try again",
+            where=path,
+            reason="disk-full" if full else "write",
+        ) from None
+
+
+def spool(path: str) -> IO[bytes]:
+    """A nameless file in the folder of ``path``, gone when it is closed."""
+    with writing(path):
+        return tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path)))
+
+
+def replace_file(path: str, emit: Callable[[IO[bytes]], None]) -> None:
+    """Write what ``emit`` writes next to ``path``, flush it to disk, and rename it over ``path``."""
+    folder = os.path.dirname(os.path.abspath(path))
+    fd, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".part")
+    try:
+        with os.fdopen(fd, "wb") as out:
+            emit(out)
+            out.flush()
+            os.fsync(out.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,295 @@
+"""An open ``.bstk`` file: its head in memory, its blocks and attachments read when asked for."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import blake3
+import numpy as np
+
+from . import codec, payload
+from .chains import Chains
+from .errors import BstkError, FormatError, IntegrityError, NotFoundError
+from .head import read_head
+from .metadata import Attachment, Form, Tensor
+from .plan import Plan, Planner
+from .registry import ALIGNMENT
+from .source import Buffer, ByteSource, open_source
+from .units import parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of the file.
+
+    Attributes:
+        number: its position in the order of the file.
+        tensor: the tensor it belongs to; ``first_row`` and ``rows`` say which rows of it, ``level`` which step of
+            the chain, from 0.
+        offset, stored: its range in the file, bytes; ``length`` its bytes when decoded and resident.
+        worth: estimated drop of the loss per byte.
+    """
+
+    number: int
+    tensor: Tensor
+    first_row: int
+    rows: int
+    level: int
+    form: Form
+    offset: int
+    stored: int
+    length: int
+    worth: float
+    digest: bytes
+
+    def __str__(self) -> str:
+        return f"block {self.number} (level {self.level} of {self.tensor.name}, rows from {self.first_row})"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive blocks that are read in one go: block numbers [first, stop), one range of the file in bytes."""
+
+    first: int
+    stop: int
+    offset: int
+    length: int
+
+
+class Container:
+    """An open file. Made by `bsformat.open`; close it, or use it in a ``with`` statement.
+
+    Attributes:
+        uri: where it was opened.
+        superblock, metadata, index: the decoded head.
+        chains: which chain is which rows of which tensor.
+        available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
+    """
+
+    def __init__(self, source: ByteSource, *, root: str | None = None) -> None:
+        self.uri = source.name
+        self.source = source
+        head = read_head(source, root)
+        self.superblock, self.metadata, self.index = head.superblock, head.metadata, head.index
+        self._lead = head.lead
+        self.chains = Chains.of(self.metadata)
+        s = self.superblock
+        ends = self.index.offset.astype(np.int64) + self.index.stored.astype(np.int64)
+        self.available_blocks = int(np.searchsorted(ends, s.present_length, side="right"))
+        present = int(ends[self.available_blocks - 1]) if self.available_blocks else s.blocks_offset
+        if present != s.present_length or self.available_blocks < self.index.required:
+            raise FormatError(
+                f"a prefix file of {s.present_length} bytes, which is not where a block ends, or lacks required blocks",
+                where=self.uri,
+                offset=80,
+                reason="superblock-invalid",
+            )
+        n = self.available_blocks
+        self.planner = Planner(self.index.length[:n], ends[:n], self.index.required, s.blocks_offset, self.uri)
+        self._scales = {k for t in self.metadata.tensors if t.packed for k in (t.row_scale, t.col_scale)}
+
+    @property
+    def root(self) -> str:
+        """The root digest, 64 hexadecimal digits: it authenticates everything in the file."""
+        return self.superblock.root.hex()
+
+    @property
+    def version(self) -> str:
+        """The format version, ``major.minor``."""
+        return f"{self.superblock.major}.{self.superblock.minor}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.superblock.file_length
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors in the file, scale vectors included."""
+        return self.metadata.tensors
+
+    @cached_property
+    def model_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a model has, by name: all but the scale vectors."""
+        return {t.name: t for i, t in enumerate(self.tensors) if i not in self._scales}
+
+    @property
+    def minimum_bytes(self) -> int:
+        """The smallest budget, in resident bytes."""
+        return self.planner.minimum_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Resident bytes with every block loaded: what ``100%`` means."""
+        return self.planner.total_bytes
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the model before packing, each tensor in its own type."""
+        return sum(t.dense_bytes for t in self.model_tensors.values())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def plan(self, budget: int | str) -> Plan:
+        """The longest prefix within a budget: bytes, a size as ``80MiB``, or a percentage of all blocks.
+
+        Raises:
+            BudgetError: it is no size, or below the minimum.
+        """
+        try:
+            return self.planner.plan(parse_size(budget, self.total_bytes))
+        except BstkError as error:
+            raise error.at(self.uri) from None
+
+    def block(self, number: int) -> Block:
+        """Block ``number`` of the file's order."""
+        ix = self.index
+        chain = int(ix.chain[number])
+        return Block(
+            number,
+            self.tensors[int(self.chains.tensor[chain])],
+            int(self.chains.first_row[chain]),
+            int(self.chains.rows[chain]),
+            int(ix.level[number]),
+            self.metadata.forms[int(ix.form[number])],
+            int(ix.offset[number]),
+            int(ix.stored[number]),
+            int(ix.length[number]),
+            float(ix.worth[number]),
+            ix.digest[number].tobytes(),
+        )
+
+    def spans(self, first: int, stop: int, max_bytes: int) -> Iterator[Span]:
+        """Cut blocks [first, stop) into runs of at most ``max_bytes`` bytes of the file, or one larger block.
+
+        The spans tile one range: each reaches to where the next begins, the last one to the end of its last block.
+        """
+        ends = self.index.offset[:stop] + self.index.stored[:stop]
+        while first < stop:
+            offset = int(self.index.offset[first])
+            last = max(int(np.searchsorted(ends, offset + max_bytes, side="right")), first + 1)
+            end = int(self.index.offset[last]) if last < stop else int(ends[last - 1])
+            yield Span(first, last, offset, end - offset)
+            first = last
+
+    def read(self, offset: int, length: int) -> Buffer:
+        """``length`` bytes of the file from ``offset``; what the first read brought along is not read again."""
+        have = max(0, min(len(self._lead) - offset, length))
+        if have == length:
+            return memoryview(self._lead)[offset : offset + length]
+        if have:
+            return self._lead[offset:] + bytes(self.source.get(offset + have, length - have))
+        return self.source.get(offset, length)
+
+    def decode_block(self, block: Block, stored: Buffer) -> bytes | memoryview:
+        """The payload of a block from its stored bytes, checked: digest, codec, padding bits, finite numbers.
+
+        Raises:
+            IntegrityError: reason ``block-digest``. FormatError: ``block-codec``, ``block-padding``, ``block-values``.
+        """
+        if blake3.blake3(stored).digest() != block.digest:
+            raise IntegrityError(
+                f"{block} does not match its digest: the bytes are damaged or were changed; fetch them again",
+                where=self.uri,
+                offset=block.offset,
+                reason="block-digest",
+            )
+        view = memoryview(stored)
+        if block.form.codec == "zstd":
+            view = memoryview(codec.decompress(view, block.length, str(block), self.uri, "block-codec"))
+        is_scale = block.form.kind == "raw" and int(self.index.chain[block.number]) in self._scale_chains
+        payload.check(block.form, block.tensor, block.rows, view, is_scale, str(block), self.uri)
+        return view
+
+    @cached_property
+    def _scale_chains(self) -> frozenset[int]:
+        return frozenset(self.tensors[i].first_chain for i in self._scales)
+
+    def decode_span(self, span: Span, data: Buffer) -> Iterator[tuple[Block, bytes | memoryview]]:
+        """The blocks of a span with their checked payloads; the padding after each of them is checked too."""
+        view = memoryview(data)
+        for number in range(span.first, span.stop):
+            block = self.block(number)
+            at = block.offset - span.offset
+            yield block, self.decode_block(block, view[at : at + block.stored])
+            self.check_zero(self._gap(view, span, block), block.offset + block.stored)
+
+    def _gap(self, view: memoryview, span: Span, block: Block) -> memoryview:
+        end = block.offset - span.offset + block.stored
+        return view[end : end + -end % ALIGNMENT]
+
+    def check_zero(self, padding: Buffer, offset: int) -> None:
+        """Refuse padding bytes, which lie at ``offset``, that are not zero."""
+        if any(padding):
+            raise FormatError("padding that is not zero", where=self.uri, offset=offset, reason="padding")
+
+    def read_block(self, number: int) -> bytes:
+        """The checked payload of one block, in one request."""
+        block = self.block(number)
+        return bytes(self.decode_block(block, self.read(block.offset, block.stored)))
+
+    def attachment(self, name: str) -> bytes:
+        """The bytes of an attached file, checked; one request unless it lies in the head.
+
+        Raises:
+            NotFoundError: there is no such attachment. IntegrityError, FormatError: it is damaged.
+        """
+        for item in self.metadata.attachments:
+            if item.name == name:
+                return self._attachment(item)
+        names = ", ".join(a.name for a in self.metadata.attachments) or "none"
+        raise NotFoundError(f"no attachment {name!r}; there are: {names}", where=self.uri, reason="attachment-unknown")
+
+    def _attachment(self, item: Attachment) -> bytes:
+        if item.data is not None:
+            return item.data
+        offset = self.superblock.head_length + item.offset
+        stored = self.read(offset, item.stored)
+        if blake3.blake3(stored).digest() != item.digest:
+            raise IntegrityError(
+                f"attachment {item.name!r} does not match its digest: damaged or changed; fetch it again",
+                where=self.uri,
+                offset=offset,
+                reason="attachment-digest",
+            )
+        if item.codec == "zstd":
+            what = f"attachment {item.name!r}"
+            return codec.decompress(bytes(stored), item.length, what, self.uri, "attachment-codec")
+        return bytes(stored)
+
+    def close(self) -> None:
+        """Release the source."""
+        self.source.close()
+
+    def __enter__(self) -> "Container":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_container(
+    uri: str | os.PathLike[str] | ByteSource, *, root: str | None = None, **storage_options: Any
+) -> Container:
+    """Open a ``.bstk`` file in at most two reads.
+
+    Args:
+        uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
+        root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
+        storage_options: given to the fsspec file system.
+
+    Raises:
+        SourceError: it cannot be read. FormatError: it is no valid file, or not the one of that root.
+    """
+    source = open_source(uri, **storage_options)
+    try:
+        return Container(source, root=root)
+    except BaseException:
+        source.close()
+        raise

@@ -1,0 +1,88 @@
+"""Reading the head of a file: superblock, metadata and index, in at most two reads (spec §7.1)."""
+
+from dataclasses import dataclass
+
+from . import codec, metadata_reader, superblock
+from . import index as index_section
+from .errors import FormatError, TruncatedError
+from .index import Index
+from .metadata import Attachment, Metadata
+from .source import ByteSource
+from .superblock import Superblock
+
+#: Bytes of the first read: the whole head of a small file, and of any file its superblock.
+FIRST_READ = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The decoded head; ``lead`` is what the first read brought if that was more than the head, else empty."""
+
+    superblock: Superblock
+    metadata: Metadata
+    index: Index
+    lead: bytes
+
+
+def read_head(source: ByteSource, root: str | None) -> Head:
+    """Read, authenticate and check the head; one read if it fits `FIRST_READ`, else two.
+
+    Args:
+        root: the root digest that the caller demands, 64 hexadecimal digits, or None.
+
+    Raises:
+        SourceError, FormatError
+    """
+    where = source.name
+    data, size = source.start(FIRST_READ)
+    block = superblock.decode(bytes(data[: superblock.SIZE]), where)
+    check_size(block, size, where)
+    if len(data) < block.head_length:
+        data = bytes(data) + bytes(source.get(len(data), block.head_length - len(data)))
+    lead = bytes(data) if len(data) > block.head_length else b""
+    middle = superblock.SIZE + block.metadata_stored
+    stored_meta, stored_index = bytes(data[superblock.SIZE : middle]), bytes(data[middle : block.head_length])
+    # Nothing of metadata and index is decoded before the root vouches for it.
+    superblock.check_root(block, stored_meta, stored_index, where, root)
+    raw = codec.decompress(stored_meta, block.metadata_length, "the metadata", where, "metadata-compression")
+    meta = metadata_reader.decode(raw, where)
+    check_attachments(meta.attachments, block, where)
+    rows = codec.decompress(stored_index, block.index_length, "the index", where, "index-compression")
+    index = index_section.decode(rows, meta, block.blocks_offset, block.file_length, where)
+    return Head(block, meta, index, lead)
+
+
+def check_size(block: Superblock, size: int, where: str) -> None:
+    """Refuse an object that holds less, or more, than its superblock says."""
+    if size < block.present_length:
+        raise TruncatedError(
+            f"the file ends after {size} of {block.present_length} bytes; fetch it again", where=where, offset=size
+        )
+    if size > block.present_length:
+        raise FormatError(
+            f"{size - block.present_length} bytes follow the end of the file at {block.present_length}",
+            where=where,
+            offset=block.present_length,
+            reason="trailing-bytes",
+        )
+
+
+def check_attachments(items: tuple[Attachment, ...], block: Superblock, where: str) -> None:
+    """Refuse attachments that do not tile their region in order."""
+    at = 0
+    for item in items:
+        if item.data is None:
+            if item.offset != at:
+                raise FormatError(
+                    f"metadata: attachment {item.name!r} starts at {item.offset}, expected {at}: "
+                    "attachments leave no hole and do not overlap",
+                    where=where,
+                    reason="attachment-offset",
+                )
+            at += item.stored
+    if at != block.attachments_length:
+        raise FormatError(
+            f"metadata: the attachments have {at} bytes, but the superblock says {block.attachments_length}",
+            where=where,
+            reason="attachment-offset",
+        )

@@ -1,0 +1,205 @@
+"""Where bytes come from: one small protocol, and its sources for memory, local files and any fsspec file system.
+
+HTTP has a module of its own (`bsformat.http`), because there a wrong answer comes without an error unless every
+response is checked.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import fsspec
+
+from .errors import (
+    AccessDeniedError,
+    NotFoundError,
+    ShortReadError,
+    SourceChangedError,
+    SourceError,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class ByteSource(Protocol):
+    """An object of known size whose ranges can be read. Safe to call from several threads.
+
+    Attributes:
+        name: path or URI, for messages.
+    """
+
+    name: str
+
+    def start(self, length: int) -> tuple[Buffer, int]:
+        """The first ``length`` bytes, or all if there are fewer, and the size of the object: one request."""
+        ...
+
+    def get(self, offset: int, length: int) -> Buffer:
+        """Exactly ``length`` bytes from ``offset``.
+
+        Raises:
+            SourceError: they could not be read, or other bytes came.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what is held open."""
+        ...
+
+
+class MemorySource:
+    """Bytes in memory."""
+
+    def __init__(self, data: Buffer, name: str = "memory") -> None:
+        self.name = name
+        self._data = memoryview(data)
+
+    def start(self, length: int) -> tuple[Buffer, int]:
+        """See `ByteSource.start`."""
+        return self._data[:length], len(self._data)
+
+    def get(self, offset: int, length: int) -> Buffer:
+        """See `ByteSource.get`."""
+        return checked(self._data[offset : offset + length], offset, length, self.name)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FileSource:
+    """A local file, held open, so that one file is read even if its name comes to mean another."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        with translated(path):
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            with translated(path):
+                self._identity = self._stat()
+                if os.path.isdir(path):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _stat(self) -> tuple[int, int]:
+        stat = os.fstat(self._fd)
+        return stat.st_size, stat.st_mtime_ns
+
+    def start(self, length: int) -> tuple[Buffer, int]:
+        """See `ByteSource.start`."""
+        size = self._identity[0]
+        return self.get(0, min(length, size)), size
+
+    def get(self, offset: int, length: int) -> Buffer:
+        """See `ByteSource.get`; a file that is written to in between is refused."""
+        out = bytearray(length)
+        view, done = memoryview(out), 0
+        with translated(self.name):
+            while done < length:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+                if count == 0:
+                    break
+                done += count
+            if self._stat() != self._identity:
+                raise SourceChangedError("the file was written to while it was read; open it again", where=self.name)
+        return checked(out if done == length else view[:done], offset, length, self.name)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class FsspecSource:
+    """An object of any fsspec file system: S3, hubs, archives, and so on."""
+
+    def __init__(self, fs: Any, path: str, name: str) -> None:
+        self.name = name
+        self._fs, self._path = fs, path
+
+    def start(self, length: int) -> tuple[Buffer, int]:
+        """See `ByteSource.start`."""
+        with translated(self.name):
+            info = self._fs.info(self._path)
+        size = info.get("size")
+        if info.get("type") == "directory" or size is None:
+            raise SourceError("is no file with a known size; name one .bstk file", where=self.name)
+        return (self.get(0, min(length, size)) if size else b""), int(size)
+
+    def get(self, offset: int, length: int) -> Buffer:
+        """See `ByteSource.get`."""
+        with translated(self.name):
+            data = self._fs.cat_file(self._path, start=offset, end=offset + length)
+        return checked(data, offset, length, self.name)
+
+    def close(self) -> None:
+        """Nothing to release: fsspec shares its file systems."""
+
+
+def open_source(uri: str | os.PathLike[str] | ByteSource, **storage_options: Any) -> ByteSource:
+    """A source for a path or URI.
+
+    Args:
+        uri: a local path, ``file://``, ``http(s)://``, ``s3://``, ``hf://``, or anything else that fsspec opens.
+            A `ByteSource` is returned as it is.
+        storage_options: given to the fsspec file system.
+
+    Raises:
+        SourceError: no such file, no access, or no file system for that protocol.
+    """
+    if isinstance(uri, ByteSource):
+        return uri
+    name = os.fspath(uri)
+    scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
+    if scheme in ("", "file", "local"):
+        return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+    try:
+        fs, path = fsspec.core.url_to_fs(name, **storage_options)
+    except (ImportError, ValueError) as error:
+        raise SourceError(f"cannot be opened: {error}", where=name) from None
+    if scheme in ("http", "https"):
+        from .http import HttpSource
+
+        return HttpSource(fs, name)
+    return FsspecSource(fs, path, name)
+
+
+def checked(data: Buffer, offset: int, length: int, name: str) -> Buffer:
+    """``data``, if it has the ``length`` that was asked for."""
+    if len(data) != length:
+        raise ShortReadError(
+            f"{len(data)} bytes came, {length} were asked for: the object is shorter than it said, or was replaced",
+            where=name,
+            offset=offset,
+        )
+    return data
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn what file systems raise into this project's errors, in one line."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such file, object or bucket{_detail(error)}", where=name) from None
+    except PermissionError as error:
+        raise AccessDeniedError(f"access denied{_detail(error)}", where=name) from None
+    except Exception as error:  # a file system may raise anything; each becomes one line
+        raise SourceError(f"cannot be read: {type(error).__name__}{_detail(error)}", where=name) from None
+
+
+def _detail(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = " ".join(text.split())
+    return f" ({text})" if text else ""

@@ -1,0 +1,83 @@
+"""Strict MessagePack: text keys, no duplicates, no extension types, bounded depth, finite numbers (spec §4.1)."""
+
+import math
+from typing import Any
+
+import msgpack
+
+from .errors import FormatError
+from .registry import MAX_DEPTH
+
+Value = Any
+
+
+def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
+    out: dict[str, Value] = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise _Refused(f"map key {key!r} is not text")
+        if key in out:
+            raise _Refused(f"duplicate key {key!r}")
+        out[key] = value
+    return out
+
+
+def _extension(code: int, data: bytes) -> Value:
+    raise _Refused(f"extension type {code}")
+
+
+class _Refused(ValueError):
+    pass
+
+
+def unpack(data: bytes, where: str) -> dict[str, Value]:
+    """Decode one map that fills ``data`` exactly.
+
+    Raises:
+        FormatError: reason ``metadata-msgpack``.
+    """
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=False,
+            object_pairs_hook=_pairs,
+            ext_hook=_extension,
+        )
+        if not isinstance(value, dict):
+            raise _Refused(f"the outermost value is {type(value).__name__}, not a map")
+        _check(value)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        detail = str(error) or type(error).__name__
+        raise FormatError(
+            f"metadata is not strict MessagePack: {detail}", where=where, reason="metadata-msgpack"
+        ) from None
+    return value
+
+
+def pack(value: dict[str, Value]) -> bytes:
+    """Encode a map; the same map, in the same order of keys, gives the same bytes.
+
+    Raises:
+        FormatError: reason ``metadata-msgpack``.
+    """
+    try:
+        _check(value)
+        data: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise FormatError(f"metadata cannot be strict MessagePack: {error}", reason="metadata-msgpack") from None
+    return data
+
+
+def _check(root: Value) -> None:
+    stack = [(root, 1)]
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _Refused(f"number {value} is not finite")
+        if isinstance(value, (dict, list)):
+            if depth > MAX_DEPTH:
+                raise _Refused(f"nested deeper than {MAX_DEPTH}")
+            stack.extend((item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
+        elif not isinstance(value, (str, bytes, int, float, bool, type(None))):
+            raise _Refused(f"type {type(value).__name__}")

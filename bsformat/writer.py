@@ -1,0 +1,247 @@
+"""Writing a file: blocks come in any order, are spooled to disk, and are laid down in the order of worth.
+
+The same tensors, payloads and order give the same bytes, whatever the order of the calls. Memory is bounded by the
+largest block. The output appears under its name complete or not at all.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import IO, Any
+
+import blake3
+import numpy as np
+
+from . import codec, metadata, metadata_reader, payload, registry, superblock
+from . import index as index_section
+from ._version import __version__
+from .atomic import replace_file, spool, writing
+from .chains import Chains
+from .container import Container
+from .errors import BstkError, FormatError
+from .head import check_attachments
+from .index import Index
+from .metadata import Attachment, Curve, Form, Metadata, Tensor, number_chains
+
+WRITER = f"bitstack {__version__}"
+#: Attachments up to this many bytes travel in the head: a model cannot be built without its configuration.
+INLINE_LIMIT = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A block that is ready to be written: where its stored bytes are, and what the index says of it."""
+
+    form: Form
+    at: int
+    stored: int
+    length: int
+    digest: bytes
+
+
+@dataclass(slots=True)
+class _Content:
+    """Everything that a file is made of, but the bytes of its blocks, which ``read`` returns."""
+
+    tensors: tuple[Tensor, ...]
+    order: list[tuple[int, int, float, _Stored]]  # chain, level, worth, block
+    required: int
+    read: Callable[[_Stored], bytes]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Writer:
+    """Collects the blocks of one file. Use it in a ``with`` statement: leaving it removes the spool.
+
+    Args:
+        path: where the file goes; an existing file is replaced when `finish` succeeds, and only then.
+        tensors: all tensors, scale vectors included, in the order that the file lists them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], tensors: Iterable[Tensor]) -> None:
+        self.path = os.fspath(path)
+        self.tensors = number_chains(list(tensors))
+        self._chains = Chains.of(Metadata(WRITER, self.tensors, ()))
+        self._blocks: dict[int, list[_Stored]] = {}
+        self._files: dict[str, bytes] = {}
+        self._scales = {
+            self.tensors[number].first_chain for t in self.tensors if t.packed for number in (t.row_scale, t.col_scale)
+        }
+        self._spool = spool(self.path)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # what is still in its buffer may not fit the disk; nobody wants it any more
+            self._spool.close()
+
+    def put(self, chain: int, form: Form, data: bytes) -> None:
+        """Add the next level of a chain. The codec is the writer's choice: zstd where it saves something worth it.
+
+        Args:
+            chain: its number (`Tensor.first_chain` plus the row group).
+            data: the payload, of the length that form and tensor make.
+
+        Raises:
+            FormatError: the payload is not one. WriteError: the disk is full, say.
+        """
+        tensor = self.tensors[int(self._chains.tensor[chain])]
+        rows = int(self._chains.rows[chain])
+        what = f"level {len(self._blocks.get(chain, ()))} of {tensor.name}"
+        if (form.kind == "raw") is tensor.packed or (not tensor.packed and chain in self._blocks):
+            raise FormatError(f"{what} cannot be of kind {form.kind}", where=self.path, reason="index-form")
+        if len(data) != (expected := payload.length(form, tensor, rows)):
+            raise FormatError(
+                f"{what} has {len(data)} bytes, expected {expected}", where=self.path, reason="index-block-length"
+            )
+        payload.check(form, tensor, rows, data, chain in self._scales, what, self.path)
+        name, stored = codec.choose(data) if form.kind == "raw" else ("none", data)
+        with writing(self.path):
+            at = self._spool.tell()
+            self._spool.write(stored)
+        block = _Stored(replace(form, codec=name), at, len(stored), len(data), blake3.blake3(stored).digest())
+        self._blocks.setdefault(chain, []).append(block)
+
+    def attach(self, name: str, data: bytes) -> None:
+        """Add a file that travels along, under a relative name."""
+        self._files[name] = data
+
+    def finish(
+        self,
+        order: Sequence[tuple[int, float]],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        curves: Sequence[Curve] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write the file: raw blocks as the tensors are listed, then the chains' blocks in ``order``.
+
+        Args:
+            order: (chain, worth) for each residual block; the first time a chain is named means its level 0.
+            aliases: names of tied tensors, each with the name of the tensor that it is.
+            extra: free-form values for whoever wants them: recipe, provenance.
+
+        Returns:
+            The root digest, 64 hexadecimal digits.
+        """
+        raw = [t.first_chain for t in self.tensors if not t.packed]
+        rows = [(chain, 0, 0.0, self._take(chain, 0)) for chain in raw]
+        used: dict[int, int] = {}
+        for chain, worth in order:
+            level = used.get(chain, 0)
+            rows.append((chain, level, worth, self._take(chain, level)))
+            used[chain] = level + 1
+
+        def read(block: _Stored) -> bytes:
+            self._spool.seek(block.at)
+            return self._spool.read(block.stored)
+
+        content = _Content(self.tensors, rows, len(raw), read, self._files, aliases or {}, curves, extra or {})
+        return _write(self.path, content)
+
+    def _take(self, chain: int, level: int) -> _Stored:
+        blocks = self._blocks.get(chain, ())
+        if level >= len(blocks):
+            name = self.tensors[int(self._chains.tensor[chain])].name
+            raise FormatError(f"{name} has no level {level}", where=self.path, reason="index-missing")
+        return blocks[level]
+
+
+def rewrite(
+    container: Container,
+    path: str | os.PathLike[str],
+    *,
+    curves: Sequence[Curve] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a file again with other curves or extra values; its blocks are copied as they are.
+
+    Returns:
+        The new root digest: the head changed.
+    """
+    stored = [container.block(i) for i in range(len(container))]
+    chain = container.index.chain.tolist()
+    content = _Content(
+        tensors=container.tensors,
+        order=[
+            (chain[b.number], b.level, b.worth, _Stored(b.form, b.offset, b.stored, b.length, b.digest)) for b in stored
+        ],
+        required=container.index.required,
+        read=lambda block: bytes(container.read(block.at, block.stored)),
+        files={a.name: container.attachment(a.name) for a in container.metadata.attachments},
+        aliases=container.metadata.aliases,
+        curves=container.metadata.curves if curves is None else curves,
+        extra=container.metadata.extra if extra is None else extra,
+    )
+    return _write(os.fspath(path), content)
+
+
+def _write(path: str, content: _Content) -> str:
+    forms = list(dict.fromkeys(block.form for *_, block in content.order))
+    number = {form: i for i, form in enumerate(forms)}
+    attachments, stored_files = _attachments(content.files)
+    offsets, end = [], 0
+    for *_, block in content.order:
+        offsets.append(registry.align(end))
+        end = offsets[-1] + block.stored
+    index = Index(
+        content.required,
+        offset=np.array(offsets, "<u8"),
+        stored=np.array([b.stored for *_, b in content.order], "<u8"),
+        length=np.array([b.length for *_, b in content.order], "<u8"),
+        digest=np.frombuffer(b"".join(b.digest for *_, b in content.order), "V32"),
+        worth=np.array([worth for _, _, worth, _ in content.order], "<f4"),
+        chain=np.array([chain for chain, *_ in content.order], "<u4"),
+        level=np.array([level for _, level, *_ in content.order], "<u2"),
+        form=np.array([number[b.form] for *_, b in content.order], "<u2"),
+    )
+    meta = Metadata(
+        WRITER, content.tensors, tuple(forms), content.aliases, attachments, tuple(content.curves), content.extra
+    )
+    try:
+        raw = metadata.encode(meta), index_section.encode(index)
+    except BstkError as error:
+        raise error.at(path) from None
+    stored = codec.compress(raw[0]), codec.compress(raw[1])
+    lengths = (len(stored[0]), len(raw[0]), len(stored[1]), len(raw[1]), sum(map(len, stored_files)))
+    head = superblock.Superblock(*lengths, file_length=0, present_length=0, root=bytes(32))
+    size = head.blocks_offset + end
+    head = replace(head, file_length=size, present_length=size)
+    head = replace(head, root=superblock.compute_root(head.identity(), *stored))
+    # Nothing is written that a reader would refuse: the same checks, first.
+    superblock.decode(head.encode(), path)
+    check_attachments(attachments, head, path)
+    index_section.decode(raw[1], metadata_reader.decode(raw[0], path), head.blocks_offset, size, path)
+
+    def emit(out: IO[bytes]) -> None:
+        for part in (head.encode(), *stored, *stored_files):
+            out.write(part)
+        for offset, (*_, block) in zip(offsets, content.order, strict=True):
+            out.write(bytes(head.blocks_offset + offset - out.tell()))
+            out.write(content.read(block))
+
+    with writing(path):
+        replace_file(path, emit)
+    return head.root.hex()
+
+
+def _attachments(files: Mapping[str, bytes]) -> tuple[tuple[Attachment, ...], list[bytes]]:
+    """The records of all attachments, small ones inline, and the stored bytes of the others, both in their order."""
+    records, stored_files, at = [], [], 0
+    for name, data in sorted(files.items()):
+        if len(data) <= INLINE_LIMIT:
+            records.append(Attachment(name, len(data), data=data))
+            continue
+        how, stored = codec.choose(data)
+        records.append(Attachment(name, len(data), how, None, at, len(stored), blake3.blake3(stored).digest()))
+        stored_files.append(stored)
+        at += len(stored)
+    return tuple(records), stored_files
