@@ -1,0 +1,77 @@
+import pytest
+import torch
+from bitstack.kernels import available_backends, dispatch, linear, rebuild, rows
+
+
+def test_available_backends_depend_on_the_device_and_the_environment(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert available_backends("cpu") == ("triton", "torch", "reference")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert available_backends(torch.device("cpu")) == ("torch", "reference")
+    assert available_backends("cuda:1") == ("triton", "torch", "reference")
+    monkeypatch.setattr(dispatch, "_triton_imports", lambda: False)
+    assert available_backends("cuda") == ("torch", "reference")
+
+
+def test_auto_takes_torch_on_the_cpu(make_chain):
+    chain, x = make_chain(131, 13, [(3, True)]), torch.randn(1, 13)
+    assert torch.equal(linear(x, chain), linear(x, chain, backend="torch"))
+    assert torch.equal(rebuild(chain), rebuild(chain, backend="torch"))
+
+
+def test_an_unknown_backend_is_refused_with_the_names(make_chain):
+    chain = make_chain(3, 5, [(2, True)])
+    for call in (
+        lambda: linear(torch.ones(5), chain, backend="cuda"),
+        lambda: rebuild(chain, backend="cuda"),
+        lambda: rows(chain, torch.tensor([0]), backend="cuda"),
+        lambda: rows(chain, torch.tensor([], dtype=torch.int64), backend="cuda"),
+    ):
+        with pytest.raises(ValueError, match="unknown backend 'cuda'; known: auto, triton, torch, reference"):
+            call()
+
+
+def test_triton_on_the_cpu_is_refused_unless_interpreted(make_chain, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="does not run on cpu; there: torch, reference"):
+        rebuild(make_chain(3, 5, [(2, True)]), backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("x", "out", "message"),
+    [
+        (torch.ones(2, 5).double(), None, "x must be float32"),
+        (torch.ones(2, 4), None, r"x must be \[..., 5\]"),
+        (torch.tensor(1.0), None, r"x must be \[..., 5\]"),
+        (torch.ones(2, 5, device="meta"), None, "x is on meta"),
+        (torch.ones(2, 5), torch.ones(2, 4), "out must be"),
+        (torch.ones(2, 5), torch.ones(2, 3).half(), "out must be"),
+        (torch.ones(2, 5), torch.ones(3, 2).T, "out must be"),
+        (torch.ones(2, 5), torch.ones(2, 3, device="meta"), "out must be"),
+    ],
+)
+def test_linear_refuses(make_chain, x, out, message):
+    with pytest.raises(ValueError, match=message):
+        linear(x, make_chain(3, 5, [(2, True)]), out=out)
+
+
+def test_rebuild_and_rows_refuse(make_chain):
+    chain = make_chain(3, 5, [(2, True)])
+    with pytest.raises(ValueError, match="dtype must be"):
+        rebuild(chain, dtype=torch.float64)
+    with pytest.raises(ValueError, match="out must be"):
+        rebuild(chain, out=torch.ones(5, 3))
+    for ids in (torch.tensor([1], dtype=torch.int32), torch.tensor([[1]]), torch.tensor(1)):
+        with pytest.raises(ValueError, match="ids must be int64"):
+            rows(chain, ids)
+    with pytest.raises(IndexError):
+        rows(chain, torch.tensor([3]))
+
+
+def test_the_names_of_the_operations_survive_loading_every_backend(make_chain, case):
+    """No submodule may take the name of a function of the package."""
+    from bitstack import kernels
+
+    backend, device = case
+    rebuild(make_chain(3, 5, [(2, True)], device=device), backend=backend)
+    assert all(callable(getattr(kernels, name)) for name in kernels.__all__)
