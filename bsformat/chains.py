@@ -1,17 +1,17 @@
 """Which chain is which rows of which tensor (spec §4.2)."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .metadata import Metadata
 
+Array = npt.NDArray[Any]
 
-@dataclass(frozen=True, slots=True)
-class Chains:
-    """One entry a chain, in the order of their numbers.
+
+class Parts(NamedTuple):
+    """What some chains are; one entry for each chain that was asked for.
 
     Attributes:
         tensor: the number of its tensor.
@@ -20,21 +20,27 @@ class Chains:
         raw_bytes: bytes of its one block if the tensor is raw, else 0.
     """
 
-    tensor: npt.NDArray[Any]
-    first_row: npt.NDArray[Any]
-    rows: npt.NDArray[Any]
-    columns: npt.NDArray[Any]
-    raw_bytes: npt.NDArray[Any]
+    tensor: Array
+    first_row: Array
+    rows: Array
+    columns: Array
+    raw_bytes: Array
 
-    @classmethod
-    def of(cls, meta: Metadata) -> "Chains":
-        """Lay out the chains of all tensors; the metadata is already checked, so that sizes are bounded."""
-        counts = np.array([t.n_chains for t in meta.tensors], np.int64)
-        rows = np.array([t.rows for t in meta.tensors], np.int64)
-        group = np.array([t.group_rows or t.rows for t in meta.tensors], np.int64)
-        columns = np.array([t.columns for t in meta.tensors], np.int64)
-        raw = np.array([0 if t.packed else t.dense_bytes for t in meta.tensors], np.int64)
-        tensor = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(len(tensor)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first_row = within * group[tensor]
-        return cls(tensor, first_row, np.minimum(group[tensor], rows[tensor] - first_row), columns[tensor], raw[tensor])
+
+class Chains:
+    """Looks chains up by their numbers. It holds one row a tensor, since few bytes can declare millions of chains."""
+
+    def __init__(self, meta: Metadata) -> None:
+        table = [
+            (t.first_chain, t.rows, t.group_rows or t.rows, t.columns, 0 if t.packed else t.dense_bytes)
+            for t in meta.tensors
+        ]
+        self._table = np.array(table, np.int64).reshape(-1, 5).T
+
+    def at(self, chain: int | Array) -> Parts:
+        """What the chains of those numbers, which exist, are: int64 arrays of the shape of ``chain``."""
+        numbers = np.asarray(chain, np.int64)
+        tensor = np.searchsorted(self._table[0], numbers, side="right") - 1
+        first, rows, group, columns, raw_bytes = self._table[:, tensor]
+        first_row = (numbers - first) * group
+        return Parts(tensor, first_row, np.minimum(group, rows - first_row), columns, raw_bytes)

@@ -18,6 +18,7 @@ from .metadata import Attachment, Form, Tensor
 from .plan import Plan, Planner
 from .registry import ALIGNMENT
 from .source import Buffer, ByteSource, open_source
+from .traffic import CountedSource
 from .units import parse_size
 
 
@@ -64,18 +65,18 @@ class Container:
 
     Attributes:
         uri: where it was opened.
+        source: where its bytes come from; it counts the requests made and the bytes read.
         superblock, metadata, index: the decoded head.
-        chains: which chain is which rows of which tensor.
         available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
     """
 
     def __init__(self, source: ByteSource, *, root: str | None = None) -> None:
         self.uri = source.name
-        self.source = source
-        head = read_head(source, root)
+        self.source = CountedSource(source)
+        head = read_head(self.source, root)
         self.superblock, self.metadata, self.index = head.superblock, head.metadata, head.index
         self._lead = head.lead
-        self.chains = Chains.of(self.metadata)
+        self._parts = Chains(self.metadata).at(self.index.chain)
         s = self.superblock
         ends = self.index.offset.astype(np.int64) + self.index.stored.astype(np.int64)
         self.available_blocks = int(np.searchsorted(ends, s.present_length, side="right"))
@@ -147,13 +148,12 @@ class Container:
 
     def block(self, number: int) -> Block:
         """Block ``number`` of the file's order."""
-        ix = self.index
-        chain = int(ix.chain[number])
+        ix, parts = self.index, self._parts
         return Block(
             number,
-            self.tensors[int(self.chains.tensor[chain])],
-            int(self.chains.first_row[chain]),
-            int(self.chains.rows[chain]),
+            self.tensors[int(parts.tensor[number])],
+            int(parts.first_row[number]),
+            int(parts.rows[number]),
             int(ix.level[number]),
             self.metadata.forms[int(ix.form[number])],
             int(ix.offset[number]),

@@ -50,7 +50,7 @@ class HttpSource:
         data = self._retry(0, length, first=True)
         if self._size is None:
             raise SourceError("the server does not say how large the object is", where=self.name)
-        return data, self._size
+        return checked(data, 0, min(length, self._size), self.name), self._size
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`."""
@@ -92,6 +92,9 @@ class HttpSource:
         }
         url = self._fs.encode_url(self.name)
         async with session.get(url, headers=headers, timeout=_TIMEOUT, **kwargs) as response:
+            if first and _is_empty(response):
+                self._remember(response.headers, 0)
+                return bytearray()
             self._check_status(response.status, response.reason, offset, first)
             got, total = self._check_range(response.headers, offset, length)
             if first:
@@ -129,7 +132,7 @@ class HttpSource:
             raise self._changed("its ETag is another one now", offset)
         if status == 416:
             raise (
-                SourceError(f"the object is empty, or has no such range ({text})", where=self.name)
+                SourceError(f"the server has no such range ({text})", where=self.name)
                 if first
                 else self._changed(f"it has no byte {offset} any more", offset)
             )
@@ -171,6 +174,13 @@ class HttpSource:
         return SourceChangedError(
             f"the object was replaced while it was read ({how}); open it again", where=self.name, offset=offset
         )
+
+
+def _is_empty(response: aiohttp.ClientResponse) -> bool:
+    """Whether the object has no bytes, and so no range: servers answer 200 or 416 then."""
+    if response.status == 416:
+        return response.headers.get("Content-Range", "").strip() == "bytes */0"
+    return response.status == 200 and response.headers.get("Content-Length") == "0"
 
 
 def bytes_of(value: Any) -> Buffer:

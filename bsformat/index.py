@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import payload, registry
-from .chains import Chains
+from .chains import Chains, Parts
 from .errors import FormatError
 from .metadata import Metadata
 
@@ -96,9 +96,9 @@ def decode(data: bytes, meta: Metadata, blocks_offset: int, file_length: int, wh
     index = Index(required, **columns)
     _check_ranges(index, blocks_offset, file_length, where)
     _check_references(index, meta, where)
-    chains = Chains.of(meta)
-    _check_chains(index, meta, chains, where)
-    _check_lengths(index, meta, chains, where)
+    parts = Chains(meta).at(index.chain)
+    _check_chains(index, meta, parts, where)
+    _check_lengths(index, meta, parts, where)
     return index
 
 
@@ -142,7 +142,7 @@ def _check_references(index: Index, meta: Metadata, where: str) -> None:
         raise _bad("index-worth", f"block {i} has worth {index.worth[i]}, expected a finite number from 0", where)
 
 
-def _check_chains(index: Index, meta: Metadata, chains: Chains, where: str) -> None:
+def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> None:
     order = np.argsort(index.chain, kind="stable")
     chain = index.chain[order]
     starts = np.flatnonzero(np.concatenate([[True], chain[1:] != chain[:-1]]))
@@ -155,9 +155,8 @@ def _check_chains(index: Index, meta: Metadata, chains: Chains, where: str) -> N
             f"block {i} is level {index.level[i]} of chain {index.chain[i]}, out of turn: levels come in order",
             where,
         )
-    raw_chain = chains.raw_bytes > 0
+    raw = parts.raw_bytes > 0
     raw_form = np.array([f.kind == "raw" for f in meta.forms], bool)
-    raw = raw_chain[index.chain]
     if (i := _first(raw != raw_form[index.form])) is not None:
         raise _bad(
             "index-form",
@@ -167,22 +166,22 @@ def _check_chains(index: Index, meta: Metadata, chains: Chains, where: str) -> N
     if (i := _first(raw & (index.level > 0))) is not None:
         raise _bad("index-level", f"block {i} is a second block of a raw tensor", where)
     n_raw = int(raw.sum())
-    if n_raw != int(raw_chain.sum()):
-        raise _bad("index-missing", f"{int(raw_chain.sum()) - n_raw} raw tensors have no block", where)
+    if missing := sum(not t.packed for t in meta.tensors) - n_raw:
+        raise _bad("index-missing", f"{missing} raw tensors have no block", where)
     if not raw[:n_raw].all() or index.required < n_raw:
         raise _bad(
             "index-order", f"the {n_raw} raw blocks must come first and be required; {index.required} are", where
         )
 
 
-def _check_lengths(index: Index, meta: Metadata, chains: Chains, where: str) -> None:
+def _check_lengths(index: Index, meta: Metadata, parts: Parts, where: str) -> None:
     rank = np.array([f.rank for f in meta.forms], np.int64)[index.form]
     factor = np.array([registry.DTYPE_BYTES.get(f.factors, 0) for f in meta.forms], np.int64)[index.form]
     scale = np.array([payload.scale_bytes(f) for f in meta.forms], np.int64)[index.form]
-    rows, columns = chains.rows[index.chain], chains.columns[index.chain]
+    rows, columns = parts.rows, parts.columns
     # Elements are at most 2^40, ranks 2^12 and factors 2 bytes: nothing here can pass 2^55.
     expected = np.where(rank > 0, rows * ((columns + 7) // 8) + (rows + columns) * rank * factor + scale, 0)
-    expected = np.where(rank > 0, expected, chains.raw_bytes[index.chain]).astype(np.uint64)
+    expected = np.where(rank > 0, expected, parts.raw_bytes).astype(np.uint64)
     if (i := _first(index.length != expected)) is not None:
         raise _bad(
             "index-block-length",

@@ -98,10 +98,11 @@ def check(
 def as_float(data: Array, dtype: str) -> Array:
     """Elements of a floating type, as stored (uint8, flat), in float64 exactly."""
     if dtype == "BF16":
-        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return as_float((data.view("<u2").astype("<u4") << 16).view(np.uint8), "F32")
     if dtype == "F8_E4M3":
         return E4M3[data]
-    return data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is no reason for a warning
+        return data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
 
 
 def _e4m3_table() -> Array:

@@ -75,6 +75,7 @@ class FileSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
+        self._fd = -1
         with translated(path):
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
@@ -83,7 +84,7 @@ class FileSource:
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def _stat(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ def parse_size(text: str | int, total: int | None = None) -> int:
     """Bytes of a size.
 
     Binary units are KiB, MiB, GiB, TiB, decimal ones KB, MB, GB, TB (in any case); a plain number is bytes; a
-    trailing lower-case ``b`` after a prefix (``Mb``) means bits, as accelerate reads it. Fractions are rounded down.
+    lower-case ``b`` after a decimal prefix (``Mb``) means bits, as accelerate reads it. Fractions are rounded down.
 
     Args:
         total: what ``100%`` means, in bytes; None where a percentage makes no sense.
@@ -39,7 +39,7 @@ def parse_size(text: str | int, total: int | None = None) -> int:
     if factor is None:
         raise _invalid(text)
     value = int(number * factor)
-    return value // 8 if len(unit) > 1 and unit.endswith("b") else value
+    return value // 8 if len(unit) == 2 and unit.endswith("b") else value
 
 
 def _invalid(text: object) -> BudgetError:
@@ -53,7 +53,7 @@ def format_size(size: int) -> str:
     """Bytes for people: ``82.5 MiB``, ``1.2 KiB``, ``17 B``."""
     value, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
+        if round(value, 1) < 1024 or unit == "TiB":
             break
         value /= 1024
     return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -66,7 +66,8 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], tensors: Iterable[Tensor]) -> None:
         self.path = os.fspath(path)
         self.tensors = number_chains(list(tensors))
-        self._chains = Chains.of(Metadata(WRITER, self.tensors, ()))
+        self._chains = Chains(Metadata(WRITER, self.tensors, ()))
+        self._n_chains = sum(t.n_chains for t in self.tensors)
         self._blocks: dict[int, list[_Stored]] = {}
         self._files: dict[str, bytes] = {}
         self._scales = {
@@ -93,8 +94,8 @@ class Writer:
         Raises:
             FormatError: the payload is not one. WriteError: the disk is full, say.
         """
-        tensor = self.tensors[int(self._chains.tensor[chain])]
-        rows = int(self._chains.rows[chain])
+        tensor = self._tensor(chain)
+        rows = int(self._chains.at(chain).rows)
         what = f"level {len(self._blocks.get(chain, ()))} of {tensor.name}"
         if (form.kind == "raw") is tensor.packed or (not tensor.packed and chain in self._blocks):
             raise FormatError(f"{what} cannot be of kind {form.kind}", where=self.path, reason="index-form")
@@ -147,11 +148,17 @@ class Writer:
         content = _Content(self.tensors, rows, len(raw), read, self._files, aliases or {}, curves, extra or {})
         return _write(self.path, content)
 
+    def _tensor(self, chain: int) -> Tensor:
+        if not 0 <= chain < self._n_chains:
+            what = f"there is no chain {chain}, only {self._n_chains}"
+            raise FormatError(what, where=self.path, reason="index-chain")
+        return self.tensors[int(self._chains.at(chain).tensor)]
+
     def _take(self, chain: int, level: int) -> _Stored:
         blocks = self._blocks.get(chain, ())
         if level >= len(blocks):
-            name = self.tensors[int(self._chains.tensor[chain])].name
-            raise FormatError(f"{name} has no level {level}", where=self.path, reason="index-missing")
+            what = f"{self._tensor(chain).name} has no level {level}"
+            raise FormatError(what, where=self.path, reason="index-missing")
         return blocks[level]
 
 

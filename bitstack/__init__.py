@@ -1,0 +1,55 @@
+"""Elastic language models: pack once, load any prefix that fits, grow and shrink while it runs.
+
+    model = bitstack.load("model.bstk", budget="80MiB")     # a transformers model: model.generate(...)
+    model.bitstack.resize("120MiB")
+
+Importing this package imports no torch; its attributes do, when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bsformat import __version__
+
+if TYPE_CHECKING:
+    from .api import Elastic, Packed, load, load_tokenizer, pack
+    from .layers import BitStackEmbedding, BitStackLinear
+    from .packing import Recipe
+    from .perplexity import perplexity
+
+_HOMES = {
+    "BitStackEmbedding": "layers",
+    "BitStackLinear": "layers",
+    "Elastic": "api",
+    "Packed": "api",
+    "Recipe": "packing",
+    "load": "api",
+    "load_tokenizer": "api",
+    "pack": "api",
+    "perplexity": "perplexity",
+}
+
+__all__ = [
+    "BitStackEmbedding",
+    "BitStackLinear",
+    "Elastic",
+    "Packed",
+    "Recipe",
+    "__version__",
+    "load",
+    "load_tokenizer",
+    "pack",
+    "perplexity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))

@@ -1,0 +1,138 @@
+"""Opening what is to be packed: a Hugging Face directory or hub id, or a GGUF file."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from bsformat.errors import ModelError
+
+#: Files of a model directory that travel along with the weights, when they are there.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A dense model in memory, and what travels along with it.
+
+    Attributes:
+        name: a name for people: the directory's, the hub id's or the file's.
+        model: the transformers model in float32 on the CPU, in eval mode.
+        tokenizer: its tokenizer.
+        files: the attachments: file name -> bytes.
+        dtype: what the weights were stored as.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    files: dict[str, bytes]
+    dtype: torch.dtype
+
+
+def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Load a causal language model and its tokenizer.
+
+    No code that comes with a model is run: an ``auto_map`` in its configuration is ignored.
+
+    Args:
+        source: a directory with ``config.json`` and weights, a hub id, or a ``.gguf`` file.
+
+    Raises:
+        ModelError: nothing there, no weights, an unknown architecture, or no tokenizer.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.endswith(".gguf")):
+        raise ModelError("no such file or directory; name a model directory, a hub id or a .gguf file", where=name)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError("is a file, but no .gguf; name a model directory, a hub id or a .gguf file", where=name)
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        _need_gguf(name)
+    elif path.is_dir():
+        _check_directory(path)
+    model = _load_model(where, name)
+    tokenizer = _load_tokenizer(where, name)
+    dtype = torch.float16 if "gguf_file" in where else _stored_dtype(model)
+    return Checkpoint(
+        path.stem if path.is_file() else path.name or name, model, tokenizer, _files(model, tokenizer), dtype
+    )
+
+
+def _need_gguf(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("gguf") is None:
+        raise ModelError("reading GGUF needs the package gguf: pip install 'bitstack[gguf]'", where=name)
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError("has no config.json; name the directory of a Hugging Face model", where=str(path))
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ModelError("has no weights (*.safetensors or *.bin); download the whole model", where=str(path))
+
+
+def _load_model(where: dict[str, Any], name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"cannot be loaded as a causal language model: {_line(error)}", where=name) from None
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(where: dict[str, Any], name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"has no usable tokenizer: {_line(error)}", where=name) from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _stored_dtype(model: Any) -> torch.dtype:
+    dtype = getattr(model.config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _files(model: Any, tokenizer: Any) -> dict[str, bytes]:
+    files = {"config.json": clean_config(model.config.to_dict())}
+    if getattr(model, "generation_config", None) is not None:
+        files["generation_config.json"] = model.generation_config.to_json_string(use_diff=True).encode()
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for item in sorted(Path(folder).rglob("*")):
+            name = item.relative_to(folder).as_posix()
+            if item.is_file() and name in TOKENIZER_FILES:
+                files[name] = item.read_bytes()
+    return files
+
+
+def clean_config(config: dict[str, Any]) -> bytes:
+    """A model configuration as JSON, without what speaks of the packed model's former storage or of code to run."""
+    kept = {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map", "_name_or_path", "dtype")}
+    return (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,218 @@
+"""A transformers model without its weights, and how blocks become part of it.
+
+Parameters are created on the meta device, so that the dense weights never exist; buffers that a module computes for
+itself (rotary frequencies, say) are real.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from bsformat import Block, Container, Tensor
+from bsformat.errors import BstkError, ModelError
+
+from .layers import BitStackEmbedding, BitStackLinear
+from .packed import PackedTensor
+from .targets import is_conv1d, is_plain_embedding, is_plain_linear
+
+TORCH_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_patching = threading.Lock()
+
+
+class Shell:
+    """A model that takes blocks: what the loader fills.
+
+    Attributes:
+        model: the transformers model. It runs once the required blocks are in.
+        device, dtype: where its weights go, and the floating type it computes in.
+    """
+
+    def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.container, self.device, self.dtype = container, device, dtype
+        self.model = _empty_model(container, dtype)
+        self._packed: dict[str, PackedTensor] = {}
+        self._scale_of: dict[str, list[tuple[PackedTensor, str]]] = {}
+        for tensor in container.model_tensors.values():
+            if tensor.packed:
+                self._install(tensor)
+        for _, buffer, owner, name in _named_buffers(self.model):
+            owner._buffers[name] = buffer.to(device)
+
+    @property
+    def widening(self) -> int:
+        """Bytes that raw tensors take in ``dtype`` beyond what they take in the file; may be negative."""
+        raw = (t for t in self.container.model_tensors.values() if not t.packed)
+        return sum((self._itemsize(t) - TORCH_DTYPES[t.dtype].itemsize) * prod(t.shape) for t in raw)
+
+    def _itemsize(self, tensor: Tensor) -> int:
+        stored = TORCH_DTYPES[tensor.dtype]
+        size: int = (self.dtype if stored.is_floating_point else stored).itemsize
+        return size
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all weights that are in the model now, counted from its tensors."""
+        own = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
+        return sum(own.values()) + sum(p.nbytes for p in self._packed.values())
+
+    def put(self, block: Block, payload: bytes | memoryview) -> None:
+        """Make a block part of the model."""
+        data = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
+        if block.tensor.packed:
+            self._packed[block.tensor.name].push(block.first_row // block.tensor.group_rows, block.form, data)
+            return
+        value = data.view(TORCH_DTYPES[block.tensor.dtype]).view(block.tensor.shape)
+        if block.tensor.name in self._scale_of:
+            for packed, which in self._scale_of[block.tensor.name]:
+                packed.set_scales(**{which: value})
+        else:
+            self._assign(block.tensor, value)
+
+    def drop(self, block: Block) -> None:
+        """Take the last level of a block's chain out of the model and free it."""
+        self._packed[block.tensor.name].pop(block.first_row // block.tensor.group_rows)
+
+    def check_complete(self) -> None:
+        """Refuse a model that has parameters which the file does not hold.
+
+        Raises:
+            ModelError: naming the first of them.
+        """
+        for name, value in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if value.is_meta:
+                raise ModelError(
+                    f"the file holds no tensor {name!r}, which this architecture needs: it was packed with another "
+                    "version of transformers, or damaged on purpose",
+                    where=self.container.uri,
+                    reason="model-incomplete",
+                )
+
+    def _names(self, name: str) -> list[str]:
+        return [name, *(alias for alias, target in self.container.metadata.aliases.items() if target == name)]
+
+    def _install(self, tensor: Tensor) -> None:
+        packed = PackedTensor(tensor)
+        self._packed[tensor.name] = packed
+        for number, which in ((tensor.row_scale, "row_scale"), (tensor.col_scale, "col_scale")):
+            self._scale_of.setdefault(self.container.tensors[number].name, []).append((packed, which))
+        for name in self._names(tensor.name):
+            path, attribute = self._owner(name)
+            module = self.model.get_submodule(path)
+            self._check_shape(tensor, getattr(module, attribute), name)
+            new: nn.Module
+            if is_plain_embedding(module):
+                new = BitStackEmbedding(packed, module.padding_idx, self.dtype)
+            elif is_plain_linear(module) or is_conv1d(module):
+                new = BitStackLinear(packed, module.bias)
+            else:
+                raise self._unfit(name, f"is the {attribute} of a {type(module).__name__}, which cannot be packed")
+            parent, _, child = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, new)
+
+    def _assign(self, tensor: Tensor, value: torch.Tensor) -> None:
+        value = value.to(self.dtype) if value.is_floating_point() else value
+        for name in self._names(tensor.name):
+            path, attribute = self._owner(name)
+            module = self.model.get_submodule(path)
+            self._check_shape(tensor, getattr(module, attribute), name)
+            if attribute in module._parameters:
+                module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+            else:
+                module._buffers[attribute] = value
+
+    def _owner(self, name: str) -> tuple[str, str]:
+        path, _, attribute = name.rpartition(".")
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            raise self._unfit(name, "has no place in this architecture") from None
+        if attribute not in module._parameters and attribute not in module._buffers:
+            raise self._unfit(name, "has no place in this architecture")
+        return path, attribute
+
+    def _check_shape(self, tensor: Tensor, place: torch.Tensor, name: str) -> None:
+        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+        if tuple(place.shape) != shape:
+            raise self._unfit(name, f"has shape {list(shape)}, the architecture expects {list(place.shape)}")
+
+    def _unfit(self, name: str, what: str) -> BstkError:
+        return ModelError(f"tensor {name!r} {what}", where=self.container.uri, reason="model-mismatch")
+
+
+def _empty_model(container: Container, dtype: torch.dtype) -> Any:
+    """The model that ``config.json`` describes, with all parameters on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    settings = _json(container, "config.json")
+    kind = settings.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(kind, **settings)
+        with _meta_parameters():
+            build: Any = AutoModelForCausalLM.from_config
+            model = build(config, dtype=dtype, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"this version of transformers cannot build a {kind!r} model from its config.json: {detail}",
+            where=container.uri,
+            reason="model-config",
+        ) from None
+    if any(a.name == "generation_config.json" for a in container.metadata.attachments):
+        model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
+    return model.eval()
+
+
+def _json(container: Container, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(container.attachment(name))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ModelError(f"its {name} is no JSON object", where=container.uri, reason="model-config")
+    return value
+
+
+@contextmanager
+def _meta_parameters() -> Iterator[None]:
+    """Within it, every parameter that a module registers becomes a meta tensor of the same shape and type.
+
+    A module allocates its parameter without touching the memory and registers it at once, so that at most one exists,
+    unwritten, at any time; initialisation then runs on meta tensors, which do nothing.
+    """
+    original = nn.Module.register_parameter
+
+    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        original(self, name, param)
+        if param is not None:
+            self._parameters[name] = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+
+    with _patching:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _named_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module, str]]:
+    for path, module in model.named_modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and not buffer.is_meta:
+                yield f"{path}.{name}", buffer, module, name

