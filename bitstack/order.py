@@ -26,7 +26,7 @@ def order_by_worth(
     groups: list[tuple[float, Key, int]] = []
     for key, loss in losses.items():
         hull: list[list[float]] = []  # gain, bytes, blocks
-        for before, after, size in zip(loss, loss[1:], sizes[key], strict=True):
+        for before, after, size in zip(loss[:-1], loss[1:], sizes[key], strict=True):
             hull.append([before - after, size, 1])
             while len(hull) > 1 and hull[-1][0] * hull[-2][1] > hull[-2][0] * hull[-1][1]:
                 top = hull.pop()

@@ -63,8 +63,7 @@ class Shell:
 
     def _itemsize(self, tensor: Tensor) -> int:
         stored = TORCH_DTYPES[tensor.dtype]
-        size: int = (self.dtype if stored.is_floating_point else stored).itemsize
-        return size
+        return int((self.dtype if stored.is_floating_point else stored).itemsize)
 
     @property
     def resident_bytes(self) -> int:

@@ -11,7 +11,7 @@ import blake3
 import numpy as np
 
 from . import codec, payload
-from .chains import Chains
+from .chains import Chains, Parts
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError
 from .head import read_head
 from .metadata import Attachment, Form, Tensor
@@ -76,7 +76,8 @@ class Container:
         head = read_head(self.source, root)
         self.superblock, self.metadata, self.index = head.superblock, head.metadata, head.index
         self._lead = head.lead
-        self._parts = Chains(self.metadata).at(self.index.chain)
+        self._chains = Chains(self.metadata)
+        self._parts = self._chains.at(self.index.chain)
         s = self.superblock
         ends = self.index.offset.astype(np.int64) + self.index.stored.astype(np.int64)
         self.available_blocks = int(np.searchsorted(ends, s.present_length, side="right"))
@@ -116,6 +117,11 @@ class Container:
     def model_tensors(self) -> dict[str, Tensor]:
         """The tensors that a model has, by name: all but the scale vectors."""
         return {t.name: t for i, t in enumerate(self.tensors) if i not in self._scales}
+
+    @cached_property
+    def chains(self) -> Parts:
+        """Which chain is which rows of which tensor, one entry a chain; made when first asked for."""
+        return self._chains.at(np.arange(self.metadata.n_chains))
 
     @property
     def minimum_bytes(self) -> int:
@@ -215,12 +221,9 @@ class Container:
         for number in range(span.first, span.stop):
             block = self.block(number)
             at = block.offset - span.offset
-            yield block, self.decode_block(block, view[at : at + block.stored])
-            self.check_zero(self._gap(view, span, block), block.offset + block.stored)
-
-    def _gap(self, view: memoryview, span: Span, block: Block) -> memoryview:
-        end = block.offset - span.offset + block.stored
-        return view[end : end + -end % ALIGNMENT]
+            end = at + block.stored
+            yield block, self.decode_block(block, view[at:end])
+            self.check_zero(view[end : end + -end % ALIGNMENT], span.offset + end)
 
     def check_zero(self, padding: Buffer, offset: int) -> None:
         """Refuse padding bytes, which lie at ``offset``, that are not zero."""

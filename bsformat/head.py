@@ -7,7 +7,7 @@ from . import index as index_section
 from .errors import FormatError, TruncatedError
 from .index import Index
 from .metadata import Attachment, Metadata
-from .source import ByteSource
+from .source import ByteSource, checked
 from .superblock import Superblock
 
 #: Bytes of the first read: the whole head of a small file, and of any file its superblock.
@@ -35,6 +35,7 @@ def read_head(source: ByteSource, root: str | None) -> Head:
     """
     where = source.name
     data, size = source.start(FIRST_READ)
+    checked(data, 0, min(FIRST_READ, size), where)
     block = superblock.decode(bytes(data[: superblock.SIZE]), where)
     check_size(block, size, where)
     if len(data) < block.head_length:
@@ -49,6 +50,13 @@ def read_head(source: ByteSource, root: str | None) -> Head:
     check_attachments(meta.attachments, block, where)
     rows = codec.decompress(stored_index, block.index_length, "the index", where, "index-compression")
     index = index_section.decode(rows, meta, block.blocks_offset, block.file_length, where)
+    for curve in meta.curves:
+        if curve.points and curve.points[-1][0] > len(index):
+            raise FormatError(
+                f"metadata: a curve has a point at {curve.points[-1][0]} blocks, but there are {len(index)}",
+                where=where,
+                reason="metadata-value",
+            )
     return Head(block, meta, index, lead)
 
 

@@ -27,6 +27,28 @@ def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview
     return np.where(bits == 1, magnitude, -magnitude)
 
 
+def round_to(values: Array, dtype: str) -> Array:
+    """Round float64 once, to the nearest value of a tensor's type, ties to even (spec §6.3).
+
+    Returns:
+        float32 for ``F32`` and ``BF16`` (whose values it holds exactly), float16 for ``F16``, float64 for ``F64``.
+    """
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return values.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
+    # Through float32 rounded to odd, so that the second rounding sees that the first one cut something off.
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    bits = near.view(np.uint32).copy()
+    exact = near.astype(np.float64)
+    inexact = (exact != values) & np.isfinite(near)
+    away = np.abs(exact) > np.abs(values)
+    bits[inexact & away] -= 1
+    bits[inexact] |= 1
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(near), rounded.view(np.float32), near)
+
+
 def chain_values(
     tensor: Tensor,
     rows: int,

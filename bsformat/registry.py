@@ -52,6 +52,7 @@ MAX_DIMENSIONS: Final = 8
 MAX_RANK: Final = 1 << 12
 MAX_NAME_BYTES: Final = 1024
 MAX_DEPTH: Final = 16
+MAX_CONTAINERS: Final = 1 << 20
 MAX_ATTACHMENT: Final = 1 << 30
 
 

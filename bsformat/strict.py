@@ -6,9 +6,29 @@ from typing import Any
 import msgpack
 
 from .errors import FormatError
-from .registry import MAX_DEPTH
+from .registry import MAX_CONTAINERS, MAX_DEPTH
 
 Value = Any
+
+
+class _Counter:
+    """Counts the maps and arrays while they are decoded, since empty ones take far more memory than bytes."""
+
+    def __init__(self) -> None:
+        self.left = MAX_CONTAINERS
+
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise _Refused(f"more than {MAX_CONTAINERS} maps and arrays")
+
+    def pairs(self, pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
+        self.take()
+        return _pairs(pairs)
+
+    def items(self, items: list[Value]) -> list[Value]:
+        self.take()
+        return items
 
 
 def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
@@ -36,12 +56,14 @@ def unpack(data: bytes, where: str) -> dict[str, Value]:
     Raises:
         FormatError: reason ``metadata-msgpack``.
     """
+    counter = _Counter()
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=False,
-            object_pairs_hook=_pairs,
+            object_pairs_hook=counter.pairs,
+            list_hook=counter.items,
             ext_hook=_extension,
         )
         if not isinstance(value, dict):

@@ -141,7 +141,7 @@ def _check_magic(data: bytes, where: str) -> None:
         if data:
             return
         raise TruncatedError("the file is empty; fetch it again", where=where, offset=0)
-    if start[1:5] == b"BSTK" or start[:4] == b"BSTK":
+    if b"BSTK" in start[:7]:
         raise NotBstkError(
             "the magic of a .bstk file, but damaged as a text-mode or 7-bit transfer does: transfer it as binary",
             where=where,

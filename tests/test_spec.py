@@ -512,7 +512,7 @@ class MiniReader:
         self.data = data
         if data[:10] != b"\x89BSTK\r\n\x1a\n\0"[: len(data)] or not data:
             need(bool(data), "truncated")
-            raise Refused("bad-transfer" if b"BSTK" in (data[:4], data[1:5]) else "not-bstk")
+            raise Refused("bad-transfer" if b"BSTK" in data[:7] else "not-bstk")
         need(len(data) >= 128, "truncated")
         major, _, size, must = struct.unpack_from("<HHHQ", data, 10)
         need(major == 1, "version-unsupported")
@@ -530,6 +530,8 @@ class MiniReader:
         self.metadata(strict_msgpack(zstd(data[128 : 128 + ms], ml, "metadata-compression")), attached)
         self.first = align(self.head + attached)
         self.index(zstd(data[128 + ms : self.head], xl, "index-compression"), end)
+        for c in self.m["curves"]:
+            need(all(p[0] <= len(self.chain) for p in c["points"]), "metadata-value")
         self.available = sum(a + n <= present for a, n in zip(self.offset, self.stored, strict=True))
         last = self.offset[self.available - 1] + self.stored[self.available - 1] if self.available else self.first
         need(present == last and self.available >= self.required, "superblock-invalid")
@@ -907,7 +909,7 @@ OUTSIDE = {"name": "f", "length": 5, "codec": "none", "digest": bytes(32), "offs
         (("curves", 0), CURVE, ""),
         (("curves", 0), CURVE | {"points": [[3, 1.0], [3, 2.0]]}, "metadata-value"),
         (("curves", 0), CURVE | {"points": [[3, "1"]]}, "metadata-value"),
-        (("curves", 0), CURVE | {"points": [[2**22, 1.0]]}, ""),  # binds writers only
+        (("curves", 0), CURVE | {"points": [[2**22, 1.0]]}, "metadata-value"),
         (("curves", 0), CURVE | {"points": [[2**22 + 1, 1.0]]}, "metadata-value"),
         (("curves", 0), CURVE | {"tokens": 2**50 + 1}, "metadata-value"),
         (("curves", 0), CURVE | {"dense": None}, "metadata-value"),
