@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .api import Elastic, Packed, load, load_tokenizer, pack
     from .layers import BitStackEmbedding, BitStackLinear
     from .packing import Recipe
-    from .perplexity import perplexity
+    from .evaluation import perplexity
 
 _HOMES = {
     "BitStackEmbedding": "layers",
@@ -26,7 +26,7 @@ _HOMES = {
     "load": "api",
     "load_tokenizer": "api",
     "pack": "api",
-    "perplexity": "perplexity",
+    "perplexity": "evaluation",
 }
 
 __all__ = [

@@ -16,7 +16,7 @@ from bsformat.errors import ModelError
 from .calibrate import calibrate
 from .checkpoint import Checkpoint, open_checkpoint
 from .packing import Recipe, write_blocks
-from .perplexity import perplexity
+from .evaluation import perplexity
 from .progress import Reporter, Silent
 from .shell import Shell
 from .targets import find_targets
