@@ -1,6 +1,6 @@
 """y = x·Wᵀ with Triton: for few tokens without forming W, else through W."""
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -18,26 +18,26 @@ COLUMNS: Final = 128
 
 @jit
 def _decode(
-    x: Any,
-    row_scale: Any,
-    col_scale: Any,
-    signs: Any,
-    u: Any,
-    v: Any,
-    scale: Any,
-    partial: Any,
-    y: Any,
-    m: Any,
-    n: Any,
-    rank: Any,
-    row_bytes: Any,
+    x,
+    row_scale,
+    col_scale,
+    signs,
+    u,
+    v,
+    scale,
+    partial,
+    y,
+    m,
+    n,
+    rank,
+    row_bytes,
     FP8: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-) -> None:
+):
     """Add one block's part of one token's y for BM rows; the sum starts at FIRST and is scaled and stored at LAST.
 
     One program owns its rows and walks over all columns, so the sum has one order: S·Z in tiles, where Z is

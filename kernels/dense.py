@@ -1,6 +1,6 @@
 """W itself with Triton."""
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -17,25 +17,25 @@ COLUMNS: Final = 64
 
 @jit
 def _rebuild(
-    row_scale: Any,
-    col_scale: Any,
-    signs: Any,
-    u: Any,
-    v: Any,
-    scale: Any,
-    partial: Any,
-    w: Any,
-    m: Any,
-    n: Any,
-    rank: Any,
-    row_bytes: Any,
+    row_scale,
+    col_scale,
+    signs,
+    u,
+    v,
+    scale,
+    partial,
+    w,
+    m,
+    n,
+    rank,
+    row_bytes,
     FP8: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-) -> None:
+):
     """Add one block's signs ⊙ (U·diag(scale)·Vᵀ) to a BM × BN tile; begins at FIRST, is scaled and stored at LAST."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)

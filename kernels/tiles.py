@@ -13,7 +13,7 @@ jit: Final[Callable[[Callable[..., Any]], Any]] = triton.jit
 
 
 @jit
-def load_factors(pointer: Any, offsets: Any, mask: Any, FP8: tl.constexpr) -> Any:
+def load_factors(pointer, offsets, mask, FP8: tl.constexpr):
     """Load float16 factors, or float8_e4m3fn ones given as bytes, as float32; zero where masked.
 
     The bytes are decoded here because neither every device nor the interpreter converts e4m3.
@@ -33,7 +33,7 @@ def load_factors(pointer: Any, offsets: Any, mask: Any, FP8: tl.constexpr) -> An
 
 
 @jit
-def load_signs(pointer: Any, rows: Any, columns: Any, row_bytes: Any, mask: Any) -> Any:
+def load_signs(pointer, rows, columns, row_bytes, mask):
     """Load the signs of rows × columns as float32 ±1; the address is computed in 64 bits. Masked ones are -1."""
     offsets = rows.to(tl.int64)[:, None] * row_bytes + (columns >> 3)[None, :]
     word = tl.load(pointer + offsets, mask=mask, other=0).to(tl.int32)

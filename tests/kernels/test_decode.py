@@ -68,7 +68,8 @@ def test_leading_dimensions_and_strides_of_x(make_chain, case):
     x = torch.randn(9, 2, 2, device=device).permute(1, 2, 0)
     y = linear(x, chain, backend=backend)
     assert y.shape == (2, 2, 130)
-    assert torch.equal(y, linear(x.contiguous(), chain, backend=backend))
+    # A library's matrix product may sum strided input in another order: equal to float32's rounding, not to the bit.
+    torch.testing.assert_close(y, linear(x.contiguous(), chain, backend=backend))
     assert linear(x[0, 0], chain, backend=backend).shape == (130,)
     assert linear(x[:, :0], chain, backend=backend).shape == (2, 0, 130)
 
