@@ -21,7 +21,6 @@ from .atomic import replace_file, spool, writing
 from .chains import Chains
 from .container import Container
 from .errors import BstkError, FormatError
-from .head import check_attachments
 from .index import Index
 from .metadata import Attachment, Curve, Form, Metadata, Tensor, number_chains
 
@@ -225,7 +224,6 @@ def _write(path: str, content: _Content) -> str:
     head = replace(head, root=superblock.compute_root(head.identity(), *stored))
     # Nothing is written that a reader would refuse: the same checks, first.
     superblock.decode(head.encode(), path)
-    check_attachments(attachments, head, path)
     index_section.decode(raw[1], metadata_reader.decode(raw[0], path), head.blocks_offset, size, path)
 
     def emit(out: IO[bytes]) -> None:

@@ -11,8 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-#: The fixtures `nginx`, `s3` and `scripted`.
-pytest_plugins = ["tests.servers"]
+#: The fixtures `nginx`, `s3` and `scripted`; `tiny_model` and `tiny_bstk`.
+pytest_plugins = ["tests.servers", "tests.models"]
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
