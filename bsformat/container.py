@@ -12,7 +12,7 @@ import numpy as np
 
 from . import codec, payload
 from .chains import Chains, Parts
-from .errors import BstkError, FormatError, IntegrityError, NotFoundError
+from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
 from .head import read_head
 from .metadata import Attachment, Form, Tensor
 from .plan import Plan, Planner
@@ -232,8 +232,18 @@ class Container:
 
     def read_block(self, number: int) -> bytes:
         """The checked payload of one block, in one request."""
+        if number >= self.available_blocks:
+            raise self.missing(number)
         block = self.block(number)
         return bytes(self.decode_block(block, self.read(block.offset, block.stored)))
+
+    def missing(self, number: int) -> TruncatedError:
+        """The error of a block that this prefix file does not hold."""
+        return TruncatedError(
+            f"a prefix file that holds {self.available_blocks} of {len(self)} blocks, not block {number}; "
+            "fetch the whole file",
+            where=self.uri,
+        )
 
     def attachment(self, name: str) -> bytes:
         """The bytes of an attached file, checked; one request unless it lies in the head.

@@ -41,18 +41,18 @@ ALIGNMENT: Final = 64
 # Bounds that a reader applies before it allocates anything (spec §7). Bytes, or counts where the name says so.
 MAX_HEAD_SECTION: Final = 1 << 30
 MAX_METADATA: Final = 1 << 25
-MAX_EXPANSION: Final = 64
+MAX_EXPANSION: Final = 256
 EXPANSION_FLOOR: Final = 1 << 16
 MAX_BLOCKS: Final = 1 << 22
 MAX_BLOCK_BYTES: Final = 1 << 40
 MAX_FILE_BYTES: Final = 1 << 62
-MAX_TENSORS: Final = 1 << 20
+MAX_TENSORS: Final = 1 << 19
 MAX_CHAINS: Final = 1 << 22
 MAX_DIMENSIONS: Final = 8
 MAX_RANK: Final = 1 << 12
 MAX_NAME_BYTES: Final = 1024
 MAX_DEPTH: Final = 16
-MAX_CONTAINERS: Final = 1 << 20
+MAX_CONTAINERS: Final = 1 << 21
 MAX_ATTACHMENT: Final = 1 << 30
 
 

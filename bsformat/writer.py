@@ -139,6 +139,14 @@ class Writer:
             level = used.get(chain, 0)
             rows.append((chain, level, worth, self._take(chain, level)))
             used[chain] = level + 1
+        for chain, blocks in self._blocks.items():
+            if (tensor := self._tensor(chain)).packed and used.get(chain, 0) != len(blocks):
+                raise FormatError(
+                    f"the order names {used.get(chain, 0)} of the {len(blocks)} levels of {tensor.name}; "
+                    "put only what the file shall hold",
+                    where=self.path,
+                    reason="index-missing",
+                )
 
         def read(block: _Stored) -> bytes:
             self._spool.seek(block.at)
@@ -172,7 +180,12 @@ def rewrite(
 
     Returns:
         The new root digest: the head changed.
+
+    Raises:
+        TruncatedError: the container is a prefix file.
     """
+    if container.available_blocks < len(container):
+        raise container.missing(container.available_blocks)
     stored = [container.block(i) for i in range(len(container))]
     chain = container.index.chain.tolist()
     content = _Content(

@@ -519,8 +519,8 @@ class MiniReader:
         need(must == 0, "feature-unsupported")
         ms, ml, xs, xl, attached, end, present, reserved = struct.unpack_from("<8Q", data, 32)
         fine = size == 128 and reserved == 0 and end <= 1 << 62
-        fine = fine and ms <= 1 << 25 and ml <= min(1 << 25, 64 * ms + 65536)
-        fine = fine and xs <= 1 << 30 and xl <= min(1 << 30, 64 * xs + 65536)
+        fine = fine and ms <= 1 << 25 and ml <= min(1 << 25, 256 * ms + 65536)
+        fine = fine and xs <= 1 << 30 and xl <= min(1 << 30, 256 * xs + 65536)
         self.head = 128 + ms + xs
         need(fine and self.head + attached <= end and self.head <= present <= end, "superblock-invalid")
         need(len(data) >= present, "truncated")
@@ -598,7 +598,7 @@ class MiniReader:
                 types |= {"codec": TEXT, "digest": lambda v: type(v) is bytes and len(v) == 32}
                 keys(a, {**types, "offset": between(0, 1 << 62), "stored": between(1, 1 << 30)})
                 need(a["codec"] in ("none", "zstd"), "codec-unknown")
-                limit = 64 * a["stored"] + 65536
+                limit = 256 * a["stored"] + 65536
                 fine = a["length"] == a["stored"] if a["codec"] == "none" else a["length"] <= limit
                 need(fine, "metadata-value")
                 need(a["offset"] == at, "attachment-offset")
@@ -640,7 +640,7 @@ class MiniReader:
                 raw_done = True
                 columns_, k, w = t["shape"][-1], f["rank"], 2 if f["factors"] == "F16" else 1
                 size = count * -(-columns_ // 8) + (count + columns_) * k * w + (4 * k if w == 1 else 0)
-            limit = self.stored[b] if f["codec"] == "none" else 64 * self.stored[b] + 65536
+            limit = self.stored[b] if f["codec"] == "none" else 256 * self.stored[b] + 65536
             need(size == self.length[b] <= limit, "index-block-length")
             need(f["codec"] != "none" or size == self.stored[b], "index-block-length")
         need(self.offset[-1] + self.stored[-1] == end, "index-offset")
@@ -904,7 +904,7 @@ OUTSIDE = {"name": "f", "length": 5, "codec": "none", "digest": bytes(32), "offs
         (("attachments", 1), OUTSIDE, "attachment-offset"),
         (("attachments", 1), OUTSIDE | {"digest": bytes(31)}, "metadata-value"),
         (("attachments", 1), OUTSIDE | {"stored": 4}, "metadata-value"),
-        (("attachments", 1), OUTSIDE | {"codec": "zstd", "length": 65536 + 321}, "metadata-value"),
+        (("attachments", 1), OUTSIDE | {"codec": "zstd", "length": 65536 + 1281}, "metadata-value"),
         (("attachments", 1), OUTSIDE | {"codec": "lz4"}, "codec-unknown"),
         (("curves", 0), CURVE, ""),
         (("curves", 0), CURVE | {"points": [[3, 1.0], [3, 2.0]]}, "metadata-value"),

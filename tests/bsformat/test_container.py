@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -473,6 +474,14 @@ def test_a_prefix_file(prefix: Callable[[int], bytes], small: Path, n_blocks: in
         report = bsformat.verify(container)
         assert report.ok
         assert (report.n_blocks, report.size) == (n_blocks, len(prefix(n_blocks)))
+
+
+def test_a_prefix_file_names_what_it_lacks(prefix: Callable[[int], bytes], tmp_path: Path) -> None:
+    with bsformat.open(bsformat.MemorySource(prefix(5))) as container:
+        for attempt in (partial(container.read_block, 5), partial(bsformat.rewrite, container, tmp_path / "b")):
+            with pytest.raises(bsformat.errors.TruncatedError, match="holds 5 of 9 blocks, not block 5"):
+                attempt()
+    assert not any(path.name == "b" for path in tmp_path.iterdir())
 
 
 def test_a_prefix_file_without_the_required_blocks(prefix: Callable[[int], bytes]) -> None:

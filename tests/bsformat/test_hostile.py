@@ -176,7 +176,7 @@ each(
     file_ends_in_the_head=set_head(file_length=128, present_length=128),
     metadata_decodes_too_large=set_head(metadata_length=(1 << 25) + 1),
     metadata_decodes_to_an_exabyte=set_head(metadata_length=1 << 60),
-    metadata_bomb=lambda image: image.superblock.update(metadata_length=64 * len(image.seal()) + (1 << 16)),
+    metadata_bomb=lambda image: image.superblock.update(metadata_length=256 * len(image.seal()) + (1 << 16)),
     metadata_stored_max=set_head(metadata_stored=(1 << 64) - 1),
     metadata_stored_beyond_the_file=set_head(metadata_stored=1 << 24),
     index_decodes_too_large=set_head(index_length=(1 << 30) + 1),
@@ -466,7 +466,7 @@ each(
     offset_huge=set_meta("attachments", 1, "offset", to=(1 << 64) - 1),
     digest_short=set_meta("attachments", 1, "digest", to=bytes(31)),
     digest_empty=set_meta("attachments", 1, "digest", to=b""),
-    bomb=lambda image: image.meta["attachments"][1].update(codec="zstd", length=64 * 320 + (1 << 16) + 1),
+    bomb=lambda image: image.meta["attachments"][1].update(codec="zstd", length=256 * 320 + (1 << 16) + 1),
 )
 each(
     "metadata-value",
@@ -792,17 +792,17 @@ def with_containers(image: Image, count: int) -> None:
 
 
 def test_as_many_maps_and_arrays_as_are_allowed(image: Image) -> None:
-    with_containers(image, 1 << 20)
+    with_containers(image, 1 << 21)
     assert first_problem(image.seal()) is None
 
 
 def test_one_map_or_array_more_than_is_allowed(image: Image) -> None:
     """Each costs a byte in the file, and a hundred in memory."""
-    with_containers(image, (1 << 20) + 1)
+    with_containers(image, (1 << 21) + 1)
     error = first_problem(image.seal())
     assert error is not None
     assert error.reason == "metadata-msgpack"
-    assert "1048576 maps and arrays" in str(error)
+    assert "2097152 maps and arrays" in str(error)
 
 
 @pytest.mark.parametrize("root", ["00" * 32, "", "nonsense", "ff" * 31])

@@ -478,3 +478,20 @@ def test_rewrite_without_changes_gives_the_same_bytes(small: Path, tmp_path: Pat
     with bsformat.open(small) as container:
         assert bsformat.rewrite(container, tmp_path / "b") == container.root
     assert (tmp_path / "b").read_bytes() == small.read_bytes()
+
+
+def test_levels_that_the_order_leaves_out_are_refused(tmp_path):
+    tensors = [
+        bsformat.Tensor("w#row_scale", (8,), "F16"),
+        bsformat.Tensor("w#col_scale", (8,), "F16"),
+        bsformat.Tensor("w", (8, 8), "F16", group_rows=8, row_scale=0, col_scale=1),
+    ]
+    with bsformat.Writer(tmp_path / "a.bstk", tensors) as writer:
+        for chain in (0, 1):
+            writer.put(chain, bsformat.Form("raw"), b"\0\x3c" * 8)
+        for _ in range(2):
+            writer.put(2, bsformat.Form("sign", rank=1, factors="F16"), bytes(8 + 32))
+        with pytest.raises(bsformat.BstkError, match="1 of the 2 levels of w") as caught:
+            writer.finish([(2, 1.0)])
+    assert caught.value.reason == "index-missing"
+    assert not any(tmp_path.iterdir())
