@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 from bsformat import __version__
 
 if TYPE_CHECKING:
-    from .api import Elastic, Packed, load, load_tokenizer, pack
+    from .api import Elastic, load, load_tokenizer
+    from .evaluation import perplexity
     from .layers import BitStackEmbedding, BitStackLinear
     from .packing import Recipe
-    from .evaluation import perplexity
+    from .pipeline import Packed, pack
 
 _HOMES = {
     "BitStackEmbedding": "layers",
     "BitStackLinear": "layers",
     "Elastic": "api",
-    "Packed": "api",
+    "Packed": "pipeline",
     "Recipe": "packing",
     "load": "api",
     "load_tokenizer": "api",
-    "pack": "api",
+    "pack": "pipeline",
     "perplexity": "evaluation",
 }
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bsformat.errors import ModelError
+
 from .targets import Target, Use
 from .text import Windows
 
@@ -98,6 +100,9 @@ def calibrate(
         model: a causal language model with dense weights.
         batch_tokens: tokens at a time; bounds the memory of activations and logits.
         progress: called with the number of tokens done since the last call.
+
+    Raises:
+        ModelError: the model's logits are not finite.
     """
     collector = _Collector(model, targets)
     per_batch = max(1, batch_tokens // windows.ids.shape[1])
@@ -109,6 +114,8 @@ def calibrate(
             # The last position has no label; ignoring it costs less than cutting the logits, which are large.
             labels = nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+            if not torch.isfinite(loss):
+                raise ModelError("computes logits that are NaN or infinite", reason="model-values")
             (gradient,) = torch.autograd.grad(loss, embedded)
             collector.embedding.add(gradient)
             collector.forget_inputs()
@@ -147,7 +154,8 @@ class _Collector:
                 self.inputs.setdefault(path, _Squares()).add(args[0])
             else:
                 self._add_moment(path, args[0])
-            output.register_hook(self.outputs[path].add)  # type: ignore[no-untyped-call]
+            if output.requires_grad:  # a layer whose input does not depend on the text has no gradient
+                output.register_hook(self.outputs[path].add)  # type: ignore[no-untyped-call]
 
         return hook
 

@@ -69,9 +69,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         _need_gguf(name)
     elif path.is_dir():
         _check_directory(path)
-    model = _load_model(where, name)
+    model, dtype = _load_model(where, name)
     tokenizer = _load_tokenizer(where, name)
-    dtype = torch.float16 if "gguf_file" in where else _stored_dtype(model)
     return Checkpoint(
         path.stem if path.is_file() else path.name or name, model, tokenizer, _files(model, tokenizer), dtype
     )
@@ -91,14 +90,23 @@ def _check_directory(path: Path) -> None:
         raise ModelError("has no weights (*.safetensors or *.bin); download the whole model", where=str(path))
 
 
-def _load_model(where: dict[str, Any], name: str) -> Any:
-    from transformers import AutoModelForCausalLM
+def _load_model(where: dict[str, Any], name: str) -> tuple[Any, torch.dtype]:
+    """The model in float32, and the type that its weights are stored as."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        dtype: Any = torch.float16
+        if "gguf_file" not in where:  # the model's own configuration says float32 once it is loaded so
+            dtype = AutoConfig.from_pretrained(**where, trust_remote_code=False).dtype
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, report = load(**where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+    except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
         raise ModelError(f"cannot be loaded as a causal language model: {_line(error)}", where=name) from None
-    return model.eval().requires_grad_(False)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"its files lack the tensor {missing[0]!r} ({len(missing)} in all); download the whole model", where=name
+        )
+    return model.eval().requires_grad_(False), dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def _load_tokenizer(where: dict[str, Any], name: str) -> Any:
@@ -106,17 +114,12 @@ def _load_tokenizer(where: dict[str, Any], name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # as above
         raise ModelError(f"has no usable tokenizer: {_line(error)}", where=name) from None
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _stored_dtype(model: Any) -> torch.dtype:
-    dtype = getattr(model.config, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _files(model: Any, tokenizer: Any) -> dict[str, bytes]:

@@ -167,7 +167,7 @@ def raw_dtype(value: torch.Tensor, name: str) -> str:
     if value.dtype not in _NAMES:
         raise ModelError(f"{name} is of type {value.dtype}, which the format has no name for", reason="weight-dtype")
     if value.is_floating_point():
-        for small in (torch.bfloat16, torch.float16):
+        for small in (torch.bfloat16, torch.float16, torch.float32):
             if value.dtype.itemsize > small.itemsize and torch.equal(value.to(small).to(value.dtype), value):
                 return _NAMES[small]
     return _NAMES[value.dtype]

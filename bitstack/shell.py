@@ -26,6 +26,7 @@ TORCH_DTYPES: Final = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -33,6 +34,10 @@ TORCH_DTYPES: Final = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+#: Keys of a configuration that make transformers look for code outside of itself.
+_CODE: Final = frozenset(
+    {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
+)
 _patching = threading.Lock()
 
 
@@ -68,7 +73,7 @@ class Shell:
     @property
     def resident_bytes(self) -> int:
         """Bytes of all weights that are in the model now, counted from its tensors."""
-        own = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
+        own: dict[int, int] = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
         return sum(own.values()) + sum(p.nbytes for p in self._packed.values())
 
     def put(self, block: Block, payload: bytes | memoryview) -> None:
@@ -142,7 +147,7 @@ class Shell:
             module = self.model.get_submodule(path)
         except AttributeError:
             raise self._unfit(name, "has no place in this architecture") from None
-        if attribute not in module._parameters and attribute not in module._buffers:
+        if module._parameters.get(attribute) is None and module._buffers.get(attribute) is None:
             raise self._unfit(name, "has no place in this architecture")
         return path, attribute
 
@@ -162,26 +167,37 @@ def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     settings = _json(container, "config.json")
     kind = settings.pop("model_type", None)
     try:
-        config = AutoConfig.for_model(kind, **settings)
+        config = AutoConfig.for_model(kind, **_harmless(settings))
         with _meta_parameters():
             build: Any = AutoModelForCausalLM.from_config
             model = build(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        if any(a.name == "generation_config.json" for a in container.metadata.attachments):
+            model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
+    except BstkError:
+        raise
+    except Exception as error:  # transformers raises whatever it likes on a configuration that makes no sense
         detail = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"this version of transformers cannot build a {kind!r} model from its config.json: {detail}",
+            f"this version of transformers cannot build a {kind!r} model from its configuration: {detail}",
             where=container.uri,
             reason="model-config",
         ) from None
-    if any(a.name == "generation_config.json" for a in container.metadata.attachments):
-        model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
     return model.eval()
+
+
+def _harmless(settings: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what names code to fetch and run, in nested ones too."""
+    return {
+        key: _harmless(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in _CODE
+    }
 
 
 def _json(container: Container, name: str) -> dict[str, Any]:
     try:
         value = json.loads(container.attachment(name))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ModelError(f"its {name} is no JSON object", where=container.uri, reason="model-config")

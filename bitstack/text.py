@@ -68,7 +68,10 @@ def self_windows(
     Packing so needs no data: the text has the distribution of what the model is used to produce.
 
     Args:
-        progress: called with the number of tokens written since the last call.
+        progress: called with the number of tokens done since the last call, the first ones included.
+
+    Raises:
+        ModelError: the model's logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -77,6 +80,7 @@ def self_windows(
     )
     prefix = [] if start is None else [torch.full((count, 1), start)]
     ids = torch.cat([*prefix, first], 1)[:, :window]
+    progress(ids.numel())
     cache = None
     fed = ids
     with torch.inference_mode():
@@ -84,6 +88,8 @@ def self_windows(
             out = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             probabilities = torch.softmax(out.logits[:, -1].float(), -1)
+            if not torch.isfinite(probabilities).all():
+                raise ModelError("computes logits that are NaN or infinite", reason="model-values")
             fed = torch.multinomial(probabilities, 1, generator=generator)
             ids = torch.cat([ids, fed], 1)
             progress(count)

@@ -1,6 +1,7 @@
 """What a budget means in bytes, on this machine and for this file."""
 
 import os
+from contextlib import suppress
 from typing import Final
 
 import torch
@@ -10,6 +11,8 @@ from bsformat.errors import BudgetError
 
 #: Of the free memory, what ``auto`` takes; the rest is for activations, the cache of keys and values, and others.
 AUTO_SHARE: Final = 0.8
+#: Where Linux tells how much memory is available.
+MEMINFO: Final = "/proc/meminfo"
 
 
 def resolve_budget(budget: int | str | None, container: Container, device: torch.device) -> int:
@@ -30,12 +33,18 @@ def resolve_budget(budget: int | str | None, container: Container, device: torch
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):
-            pass
+    if device.type == "cpu" and (free := _free_host_bytes()) is not None:
+        return free
     raise BudgetError(
         f"the free memory of {device} cannot be told: name a budget, as 80MiB",
         reason="budget-invalid",
     )
+
+
+def _free_host_bytes() -> int | None:
+    # Linux counts what it can take back from its caches, the file just read among it, as available but not as free.
+    with suppress(OSError, StopIteration, ValueError), open(MEMINFO, encoding="ascii") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

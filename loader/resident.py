@@ -5,6 +5,7 @@ from typing import Protocol
 
 from bsformat import Block, Container, Plan
 
+from .memory import release_pages
 from .stream import stream_blocks
 
 
@@ -36,31 +37,36 @@ class Resident:
         """Grow or shrink to ``plan``.
 
         Growing reads exactly the bytes between the two prefixes; if it fails, what was added is dropped again.
-        Shrinking reads nothing and drops the last blocks.
+        Shrinking reads nothing, drops the last blocks, and gives their memory back to the system.
 
         Args:
-            progress: called with the number of resident bytes added or dropped since the last call.
+            progress: called with the number of resident bytes added or dropped since the last call; not called for
+                what is dropped because growing failed.
 
         Raises:
             SourceError, FormatError: the bytes could not be read, or are damaged.
         """
         start = self.plan.n_blocks
         if plan.n_blocks < start:
-            self._drop(plan.n_blocks, start, progress)
-        else:
-            added = start
-            try:
-                for block, payload in stream_blocks(self.container, start, plan.n_blocks):
-                    self._sink.put(block, payload)
-                    added += 1
-                    progress(block.length)
-            except BaseException:
-                self._drop(max(start, self.container.index.required), added, progress)
-                raise
+            freed = self.plan.resident_bytes - plan.resident_bytes
+            self._drop(plan.n_blocks, start)
+            self.plan = plan
+            progress(freed)
+            return
+        added = start
+        try:
+            for block, payload in stream_blocks(self.container, start, plan.n_blocks):
+                self._sink.put(block, payload)
+                # It is a view of a whole request, which would stay in memory while the next one is waited for.
+                del payload
+                added += 1
+                progress(block.length)
+        except BaseException:
+            self._drop(max(start, self.container.index.required), added)
+            raise
         self.plan = plan
 
-    def _drop(self, stop: int, start: int, progress: Callable[[int], object]) -> None:
+    def _drop(self, stop: int, start: int) -> None:
         for number in range(start - 1, stop - 1, -1):
-            block = self.container.block(number)
-            self._sink.drop(block)
-            progress(block.length)
+            self._sink.drop(self.container.block(number))
+        release_pages()
