@@ -196,8 +196,6 @@ def test_a_text_of_one_window(folder: Path, small: bitstack.Recipe, tmp_path: Pa
 def test_windows_fit_the_model(folder: Path, small: bitstack.Recipe) -> None:
     silent = pipeline.Silent()
     calibration, heldout = pipeline._texts(open_checkpoint(folder), "self", replace(small, window=4096), silent)
-        open_checkpoint(folder), "self", replace(small, window=4096), pipeline.Silent()
-    )
     assert calibration.ids.shape == (4, 64)  # the model has 64 positions
     assert heldout.ids.shape == (1, 64)
 
