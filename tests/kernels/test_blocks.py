@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from bitstack.kernels import Chain, SignBlock, payload_bytes
 
 from bitstack import kernels
+from bitstack.kernels import Chain, SignBlock, payload_bytes
 
 F8 = torch.float8_e4m3fn
 

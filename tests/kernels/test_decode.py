@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from bitstack.kernels import linear
 from bitstack.kernels.reference import dense
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from bitstack.kernels import Chain, SignBlock, linear, rebuild, rows
 from bitstack.kernels.reference import dense
 

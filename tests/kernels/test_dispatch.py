@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from bitstack.kernels import available_backends, dispatch, linear, rebuild, rows
 
 

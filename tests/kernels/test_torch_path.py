@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bitstack.kernels import linear, rebuild, torch_path
 from bitstack.kernels.reference import dense
 

@@ -1,0 +1,1 @@
+"""The command ``bstk`` and the demo: what people run."""

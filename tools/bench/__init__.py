@@ -1,0 +1,1 @@
+"""Measurements whose results are kept under ``results/``, each with the hardware and versions it was taken on."""

@@ -1,0 +1,71 @@
+"""The command ``bstk``: what it takes, and how it ends.
+
+Exit codes: 0 done; 1 the file or the run failed, with one line on stderr; 2 wrong usage; 130 interrupted. Results
+go to stdout, progress to stderr, and only if that is a terminal. Commands are imported when they run, so that help
+and usage errors answer at once, without torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from bsformat import __version__
+
+from . import options
+from .ending import ended
+
+_DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
+_EPILOG = """\
+URI is a path, file://, http(s)://, s3://, hf://, or anything else that fsspec opens.
+SIZE is 80MiB, 3.5GiB, 80MB, a number of bytes, 60% (of all blocks), or auto (what the device has free).
+Exit codes: 0 done, 1 the file or the run failed (one line on stderr says why), 2 wrong usage."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="bstk",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bstk {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, help_text, add in (
+        ("pack", "pack a model into one .bstk file", options.add_pack),
+        ("inspect", "show what is in a file; reads only its head", options.add_inspect),
+        ("verify", "check every byte of a file", options.add_verify),
+        ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
+        ("generate", "load within a budget and continue a prompt", options.add_generate),
+        ("eval", "measure perplexity at several budgets", options.add_eval),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=_EPILOG if name != "pack" else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (None: of this process) and give its exit code.
+
+    Raises:
+        SystemExit: from argparse, for ``--help``, ``--version`` and wrong usage (code 2).
+    """
+    args = build_parser().parse_args(argv)
+
+    def run() -> int:
+        return int(import_module(f".{args.command}_command", __package__).run(args))
+
+    return ended(run, "bstk")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Where a model runs, and what this machine is."""
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from bsformat import BstkError, __version__
+
+
+def find_device(name: str | None) -> torch.device:
+    """A device by name; None: CUDA if there is one, else the CPU.
+
+    Raises:
+        BstkError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        detail = str(error).strip().split("\n")[0][:200]
+        raise BstkError(f"no device {name!r} here: {detail}", reason="device") from None
+    return device
+
+
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """A floating type by its name in torch; None stays None."""
+    if name is None:
+        return None
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What a measurement was taken on."""
+    out: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        out["gpu"] = torch.cuda.get_device_name(device)
+    return out
+
+
+def versions() -> dict[str, str]:
+    """What it was taken with."""
+    import transformers
+
+    return {
+        "bitstack": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

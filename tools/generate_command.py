@@ -1,0 +1,123 @@
+"""``bstk generate``."""
+
+import argparse
+import time
+from typing import Any
+
+import bsformat
+from bsformat import BstkError, Container
+from bsformat.errors import ModelError
+
+from .console import print_json, quiet_libraries, reporter
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load within the budget and print the text, and nothing else."""
+    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+        check_budgets(container, [args.budget])
+        import bitstack
+
+        from .devices import find_device, find_dtype
+
+        quiet_libraries()
+        started = time.monotonic()
+        model = load_with_bar(container, args.budget, find_device(args.device), find_dtype(args.dtype))
+        tokenizer = bitstack.load_tokenizer(container)
+        loaded = time.monotonic()
+        text, tokens = complete(
+            model,
+            tokenizer,
+            args.prompt,
+            args.max_new_tokens,
+            raw=args.raw,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
+        finished = time.monotonic()
+        if args.json:
+            print_json(
+                {
+                    "text": text,
+                    "file": container.uri,
+                    "root": container.root,
+                    "budget": args.budget,
+                    "budget_bytes": model.bitstack.plan.budget,
+                    "resident_bytes": model.bitstack.resident_bytes,
+                    "n_blocks": model.bitstack.plan.n_blocks,
+                    "bytes_read": container.source.bytes_read,
+                    "requests": container.source.requests,
+                    "tokens": tokens,
+                    "load_seconds": round(loaded - started, 3),
+                    "seconds": round(finished - loaded, 3),
+                }
+            )
+        else:
+            print(text)
+    return 0
+
+
+def check_budgets(container: Container, budgets: list[str]) -> None:
+    """Refuse budgets below the minimum before anything heavy is imported.
+
+    Raises:
+        BudgetError: naming the minimum.
+    """
+    for budget in budgets:
+        if budget != "auto":
+            container.plan(budget)
+
+
+def load_with_bar(container: Container, budget: str | int, device: Any, dtype: Any) -> Any:
+    """`bitstack.load`, with a bar over the resident bytes."""
+    import bitstack
+
+    total = container.total_bytes if budget == "auto" else container.plan(budget).resident_bytes
+    with reporter().stage("load", total, "B") as advance:
+        return bitstack.load(container, budget, device, dtype, progress=advance)
+
+
+def complete(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, *, raw: bool, temperature: float, seed: int
+) -> tuple[str, int]:
+    """Continue a prompt, or answer it where the tokenizer has a chat template and ``raw`` is not set.
+
+    Returns:
+        The new text, and how many tokens it has.
+
+    Raises:
+        ModelError: the prompt has no tokens, or the chat template fails.
+    """
+    import torch
+
+    inputs = _inputs(tokenizer, prompt, raw).to(model.device)
+    length = inputs["input_ids"].shape[1]
+    if length == 0:
+        raise ModelError("the prompt has no tokens; write something", reason="prompt")
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    # What the model's generation_config.json says about sampling does not hold for greedy decoding.
+    sampling |= {"temperature": temperature if temperature > 0 else None}
+    if temperature == 0:
+        sampling |= {"top_p": None, "top_k": None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling)
+    new = out[0, length:]
+    return tokenizer.decode(new, skip_special_tokens=True), len(new)
+
+
+def _inputs(tokenizer: Any, prompt: str, raw: bool) -> Any:
+    if raw or not getattr(tokenizer, "chat_template", None):
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        if not inputs["input_ids"].is_floating_point():
+            return inputs
+        raise ModelError("the prompt has no tokens; write something", reason="prompt")
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except BstkError:
+        raise
+    except Exception as error:  # a template is a program of the model's author: it may fail in any way
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"its chat template fails ({detail}); --raw goes without it", reason="chat-template") from None

@@ -1,0 +1,102 @@
+"""``bstk pack``."""
+
+import argparse
+import os
+import time
+from typing import TYPE_CHECKING
+
+import bsformat
+from bsformat.errors import ModelError, WriteError
+
+from . import summary
+from .console import exact_size, print_json, printable, quiet_libraries, reporter
+
+if TYPE_CHECKING:
+    from bitstack import Recipe
+
+#: A raw parameter of at least this share of the dense model is named.
+_LARGE = 0.005
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack the model, and say what came out of it.
+
+    Raises:
+        WriteError: the output exists, or cannot be written. ModelError: see `bitstack.pack`.
+    """
+    check_paths(args.output, args.calib, force=args.force)
+    import bitstack
+
+    quiet_libraries()
+    started = time.monotonic()
+    packed = bitstack.pack(args.model, args.output, calib=args.calib, recipe=recipe_from(args), report=reporter())
+    seconds = time.monotonic() - started
+    with bsformat.open(packed.path) as container:
+        tensors = [t for t in container.model_tensors.values() if t.packed]
+        dense, total = container.dense_bytes, container.total_bytes
+        raw = [t for t in container.model_tensors.values() if not t.packed]
+        large = {t.name: t.dense_bytes for t in raw if t.dense_bytes >= _LARGE * dense}
+        bits = summary.bits_per_parameter(container, total)
+    if args.json:
+        print_json(
+            {
+                "file": packed.path,
+                "root": packed.root,
+                "size": packed.size,
+                "dense_bytes": dense,
+                "total_bytes": total,
+                "packed_tensors": len(tensors),
+                "raw_tensors": len(raw),
+                "large_raw_tensors": large,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return 0
+    print(printable(packed.path))
+    print(f"  root     {packed.root}")
+    print(f"  size     {exact_size(packed.size)}, dense {exact_size(dense)}")
+    print(f"  packed   {len(tensors)} tensors, {bits:.2f} bits per parameter with all blocks")
+    print(f"  raw      {len(raw)} tensors{', none of them large' if not large else ', these of them large:'}")
+    for name, size in large.items():
+        print(f"           {printable(name)}, {exact_size(size)}")
+    return 0
+
+
+def check_paths(output: str, calib: str, *, force: bool) -> None:
+    """Refuse at once what would fail after minutes of work.
+
+    Raises:
+        WriteError: the output exists and is not to be replaced, or is no place for a file.
+        ModelError: there is no calibration text.
+    """
+    if os.path.isdir(output):
+        raise WriteError("is a folder; name a file in it", where=output)
+    if os.path.lexists(output) and not force:
+        raise WriteError("exists already; --force replaces it", where=output, reason="output-exists")
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise WriteError("the folder does not exist; create it first", where=folder)
+    if calib != "self" and not os.path.isfile(calib):
+        raise ModelError("no such calibration text; name a file, or self", where=calib, reason="text")
+
+
+def recipe_from(args: argparse.Namespace) -> "Recipe":
+    """The recipe that the options of ``bstk pack`` describe."""
+    from dataclasses import replace
+
+    from bitstack import Recipe
+
+    default = Recipe()
+    change = {"factors": args.factors, "stretch": args.stretch}
+    linear = replace(default.linear, ranks=args.ranks, walk=default.linear.walk and not args.no_walk, **change)
+    token = replace(default.token, ranks=args.token_ranks, **change)
+    return replace(
+        default,
+        linear=linear,
+        token=token,
+        calib_tokens=args.calib_tokens,
+        window=args.window,
+        heldout_tokens=args.heldout_tokens,
+        curve_points=args.curve_points,
+        seed=args.seed,
+    )

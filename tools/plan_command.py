@@ -1,0 +1,123 @@
+"""``bstk plan``: what a budget buys, or what a perplexity costs."""
+
+import argparse
+from bisect import bisect_left
+from typing import Any
+
+import bsformat
+from bsformat import BstkError, Container, Plan, format_size
+
+from . import summary
+from .console import exact_size, number, print_json, printable
+from .page import field
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan, as text or JSON."""
+    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+        if args.perplexity is not None:
+            plan = prefix_for(container, args.perplexity)
+            asked = f"perplexity {args.perplexity:g}"
+        elif args.budget == "auto":
+            plan = container.plan(_free(container, args.device))
+            asked = "auto"
+        else:
+            plan = container.plan(args.budget)
+            asked = args.budget
+        out = describe(container, plan, asked)
+        if args.json:
+            print_json(out)
+        else:
+            print(text(container, plan, out))
+    return 0
+
+
+def _free(container: Container, device: str | None) -> int:
+    from bitstack.loader import resolve_budget
+
+    from .devices import find_device
+
+    return resolve_budget("auto", container, find_device(device))
+
+
+def prefix_for(container: Container, perplexity: float) -> Plan:
+    """The smallest prefix from the first measured point on that is expected to reach a perplexity.
+
+    Raises:
+        BstkError: the file has no curve, or its curve does not reach so far.
+    """
+    curve = summary.quality_curve(container)
+    best = curve.best
+    if best is None:
+        raise BstkError(
+            "holds no measured perplexity curve: name a --budget, or measure with bstk eval",
+            where=container.uri,
+            reason="curve-missing",
+        )
+    wanted = curve.reach(perplexity)
+    if wanted is None:
+        raise BstkError(
+            f"its curve does not reach perplexity {perplexity:g}: the best measured value is {number(best.value, 5)}, "
+            f"with {exact_size(best.resident)}",
+            where=container.uri,
+            reason="curve-out-of-reach",
+        )
+    counts = range(container.available_blocks + 1)
+    return container.planner.prefix(bisect_left(counts, wanted, key=container.planner.resident_bytes))
+
+
+def describe(container: Container, plan: Plan, asked: str) -> dict[str, Any]:
+    """The plan as plain values."""
+    out = {"file": container.uri, "root": container.root} | summary.fit(container, plan, asked)
+    del out["budget"]
+    return {"asked": asked, **out, "next_block": _next(container, plan)}
+
+
+def _next(container: Container, plan: Plan) -> dict[str, Any] | None:
+    if plan.next_bytes is None:
+        return None
+    block = container.block(plan.n_blocks)
+    return {
+        "tensor": block.tensor.name,
+        "level": block.level,
+        "resident_bytes": plan.next_bytes,
+        "missing_bytes": plan.next_bytes - plan.budget,
+    }
+
+
+def text(container: Container, plan: Plan, out: dict[str, Any]) -> str:
+    """The plan for people."""
+    head = container.superblock.head_length
+    following = out["next_block"]
+    lines = [
+        f"{printable(container.uri)}: {out['asked']}, that is {exact_size(plan.budget)}",
+        field("blocks", f"{plan.n_blocks:,} of {len(container):,}"),
+        field("resident", f"{exact_size(plan.resident_bytes)}, {out['bits_per_parameter']:.2f} bits per parameter"),
+        field(
+            "to read",
+            f"{exact_size(out['download_bytes'])}: the head, {format_size(head)}, and one range, "
+            f"{format_size(plan.length)}",
+        ),
+        field(
+            "next block",
+            "none: these are all"
+            if following is None
+            else f"needs {exact_size(following['resident_bytes'])}: level {following['level']} of "
+            f"{printable(following['tensor'])}",
+        ),
+        field("levels held", ", ".join(f"{n} by {count:,}" for n, count in out["levels"].items()) + " chains"),
+        field("perplexity", _expectation(container, plan)),
+    ]
+    return "\n".join(lines)
+
+
+def _expectation(container: Container, plan: Plan) -> str:
+    record, curve = summary.perplexity_record(container), summary.quality_curve(container)
+    if record is None or not curve:
+        return "not known: the file holds no curve"
+    source = f"the file's curve, measured on {printable(record.text)}"
+    value = curve.at(plan.resident_bytes)
+    first, last = curve.points[0].resident, curve.points[-1].resident
+    if value is None:
+        return f"not known: {source}, goes from {format_size(first)} to {format_size(last)}"
+    return f"about {number(value)}, an estimate from {source}; dense {number(record.dense)}"

@@ -1,0 +1,45 @@
+"""``bstk verify``."""
+
+import argparse
+
+import bsformat
+from bsformat.errors import FormatError
+
+from .console import print_json, printable, reporter
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every byte; what is wrong goes to stdout, one line each.
+
+    Raises:
+        FormatError: something was wrong.
+    """
+    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+        with reporter().stage("verify", container.superblock.present_length, "B") as advance:
+            report = bsformat.verify(container, progress=advance)
+        size = report.size
+    if args.json:
+        print_json(
+            {
+                "ok": report.ok,
+                "file": report.uri,
+                "root": report.root,
+                "format_version": report.version,
+                "n_blocks": report.n_blocks,
+                "bytes_checked": size,
+                "problems": [{"reason": e.reason, "offset": e.offset, "message": e.message} for e in report.problems],
+            }
+        )
+    else:
+        for problem in report.problems:
+            print(printable(problem))
+        if report.ok:
+            print(f"OK root {report.root}, {report.n_blocks} blocks, {size} bytes checked")
+    if not report.ok:
+        count = len(report.problems)
+        raise FormatError(
+            f"{count} {'part is' if count == 1 else 'parts are'} damaged, as listed; fetch the file again",
+            where=report.uri,
+            reason="damaged",
+        )
+    return 0
