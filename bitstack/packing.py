@@ -37,10 +37,10 @@ class Recipe:
 
     linear: Options = field(default_factory=lambda: Options(ranks=(8, 6, 4, 2, 2, 1, 1, 1)))
     token: Options = field(default_factory=lambda: Options(ranks=(8, 8, 6, 4, 2, 2, 1, 1), walk=False))
-    calib_tokens: int = 16384
+    calib_tokens: int = 8192
     window: int = 512
     heldout_tokens: int = 4096
-    curve_points: int = 8
+    curve_points: int = 6
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bitstack.text import Windows
 
 BUDGETS: Final = ("60MiB", "80MiB", "120MiB")
-PROMPT: Final = "Write one sentence about the sea."
+PROMPT: Final = "What is the capital of France?"
 NEW_TOKENS: Final = 24
 WINDOWS: Final = 8
 WINDOW: Final = 512
