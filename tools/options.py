@@ -12,10 +12,10 @@ from bsformat.registry import FACTOR_DTYPES, MAX_RANK
 
 #: Defaults of `bitstack.Recipe` and its options, repeated because asking it would import torch; a test compares them.
 RECIPE: Final = {
-    "calib_tokens": 16384,
+    "calib_tokens": 8192,
     "window": 512,
     "heldout_tokens": 4096,
-    "curve_points": 8,
+    "curve_points": 6,
     "seed": 0,
     "ranks": (8, 6, 4, 2, 2, 1, 1, 1),
     "token_ranks": (8, 8, 6, 4, 2, 2, 1, 1),
