@@ -91,7 +91,7 @@ def calibrate(
     targets: list[Target],
     windows: Windows,
     *,
-    batch_tokens: int = 1024,
+    batch_tokens: int = 512,
     progress: Callable[[int], object] = lambda n: None,
 ) -> Statistics:
     """Run the text through the dense model, forward and backward, and collect the statistics of all targets.
