@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,10 +78,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _need_gguf(name: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("gguf") is None:
-        raise ModelError("reading GGUF needs the package gguf: pip install 'bitstack[gguf]'", where=name)
+    for package in ("gguf", "accelerate"):  # transformers reads GGUF only with both
+        if find_spec(package) is None:
+            raise ModelError(f"reading GGUF needs the package {package}: pip install 'bitstack[gguf]'", where=name)
 
 
 def _check_directory(path: Path) -> None:
