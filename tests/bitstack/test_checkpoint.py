@@ -89,7 +89,7 @@ def test_a_damaged_gguf(tmp_path: Path) -> None:
 
 def test_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("bitstack.checkpoint.find_spec", lambda name: None)
     _refused(tmp_path / "model.gguf", r"needs the package gguf: pip install 'bitstack\[gguf\]'")
 
 
