@@ -1,7 +1,8 @@
 """How the error of the logits falls with every level: ``python -m bitstack.tools.bench.levels FILE --model DENSE``.
 
 Loads the dense model, then levels 0 … L−1 of every chain for L = 1, 2, …, and prints the relative error of the logits
-on a fixed prompt, ‖packed − dense‖ / ‖dense‖, as JSON.
+on a fixed prompt, ‖packed − dense‖ / ‖dense‖, as JSON. The mean of each position is taken off first: a constant added
+to all logits of a position changes no probability.
 """
 
 import argparse
@@ -40,8 +41,13 @@ def errors_by_level(container: Container, ids: torch.Tensor, dense: torch.Tensor
         for block, data in by_level[level]:
             shell.put(block, data)
         with torch.inference_mode():
-            logits = shell.model(input_ids=ids).logits
+            logits = centred(shell.model(input_ids=ids).logits)
         yield level + 1, shell.resident_bytes, float((logits - dense).norm() / dense.norm())
+
+
+def centred(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocabulary] without the mean of each position."""
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def main() -> None:
@@ -54,7 +60,7 @@ def main() -> None:
     with bsformat.open(args.file) as container:
         ids = load_tokenizer(container)(PROMPT, return_tensors="pt").input_ids
         with torch.inference_mode():
-            dense = open_checkpoint(args.model).model(input_ids=ids).logits
+            dense = centred(open_checkpoint(args.model).model(input_ids=ids).logits)
         rows: list[dict[str, Any]] = [
             {"levels": n, "resident_bytes": size, "relative_error": error}
             for n, size, error in errors_by_level(container, ids, dense)
