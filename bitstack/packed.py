@@ -1,6 +1,7 @@
 """A packed tensor in memory: its scales, and the blocks that are resident just now."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -50,13 +51,18 @@ class PackedTensor:
 
     def push(self, group: int, form: Form, payload: torch.Tensor) -> None:
         """Add the next level of a chain: uint8, flat, on the device of the scales. It is kept, not copied."""
+        if not self._chains:
+            raise RuntimeError(f"{self.tensor.name} has no scales yet")
+        chain = self._chains[group]
+        block = kernels.SignBlock.from_bytes(payload, chain.rows, chain.columns, form.rank, form.factors)
+        self._chains[group] = replace(chain, blocks=(*chain.blocks, block))
         self._payloads[group].append((form, payload))
-        self._chains[group] = self._chain(group)
 
     def pop(self, group: int) -> None:
         """Drop the last level of a chain; its memory is freed when no computation uses it any more."""
+        chain = self._chains[group]
+        self._chains[group] = replace(chain, blocks=chain.blocks[:-1])
         self._payloads[group].pop()
-        self._chains[group] = self._chain(group)
 
     def _chain(self, group: int) -> kernels.Chain:
         if self.row_scale is None or self.col_scale is None:
