@@ -27,7 +27,7 @@ WIDTH: Final = 8
 INDICES: Final = 1 << 20
 """Int32 indices into the table that are held at a time (4 MiB)."""
 TABLE_TOKENS: Final = 2
-"""Up to this number of tokens the table is as fast as rebuilding W, or faster (measured on two x86 cores, k = 8)."""
+"""Up to this number of tokens the table of sums is used; above, tiles of W are rebuilt and multiplied."""
 TABLE_ROWS: Final = 128
 """A table of 256 entries a column pays from about this number of rows."""
 
