@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from .api import Elastic, load, load_tokenizer
     from .evaluation import perplexity
     from .layers import BitStackEmbedding, BitStackLinear
-    from .packing import Recipe
     from .pipeline import Packed, pack
+    from .recipe import Recipe
+    from .recipe_file import load_recipe
 
 _HOMES = {
     "BitStackEmbedding": "layers",
     "BitStackLinear": "layers",
     "Elastic": "api",
     "Packed": "pipeline",
-    "Recipe": "packing",
+    "Recipe": "recipe",
     "load": "api",
+    "load_recipe": "recipe_file",
     "load_tokenizer": "api",
     "pack": "pipeline",
     "perplexity": "evaluation",
@@ -38,6 +40,7 @@ __all__ = [
     "Recipe",
     "__version__",
     "load",
+    "load_recipe",
     "load_tokenizer",
     "pack",
     "perplexity",

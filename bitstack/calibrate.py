@@ -91,6 +91,7 @@ def calibrate(
     targets: list[Target],
     windows: Windows,
     *,
+    gradient_tokens: int | None = None,
     batch_tokens: int = 512,
     progress: Callable[[int], object] = lambda n: None,
 ) -> Statistics:
@@ -98,6 +99,7 @@ def calibrate(
 
     Args:
         model: a causal language model with dense weights.
+        gradient_tokens: how many of the tokens go backward too, in whole batches; None is all of them.
         batch_tokens: tokens at a time; bounds the memory of activations and logits.
         progress: called with the number of tokens done since the last call.
 
@@ -106,19 +108,11 @@ def calibrate(
     """
     collector = _Collector(model, targets)
     per_batch = max(1, batch_tokens // windows.ids.shape[1])
-    with collector.attached(), torch.enable_grad():
+    left = windows.ids.numel() if gradient_tokens is None else gradient_tokens
+    with collector.attached():
         for ids in torch.split(windows.ids, per_batch):
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-            collector.count_tokens(ids)
-            logits = model(inputs_embeds=embedded, use_cache=False).logits
-            # The last position has no label; ignoring it costs less than cutting the logits, which are large.
-            labels = nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
-            if not torch.isfinite(loss):
-                raise ModelError("computes logits that are NaN or infinite", reason="model-values")
-            (gradient,) = torch.autograd.grad(loss, embedded)
-            collector.embedding.add(gradient)
-            collector.forget_inputs()
+            collector.run(ids, backward=left > 0)
+            left -= ids.numel()
             progress(ids.numel())
     return collector.statistics(windows.ids.numel())
 
@@ -134,6 +128,22 @@ class _Collector:
         self.embedding = _Squares()
         self.frequency: torch.Tensor | None = None
         self._seen: list[tuple[torch.Tensor, _Moment]] = []
+
+    def run(self, ids: torch.Tensor, *, backward: bool) -> None:
+        """One batch, forward, and backward where gradients are wanted."""
+        self.count_tokens(ids)
+        with torch.set_grad_enabled(backward):
+            embedded = self.model.get_input_embeddings()(ids).detach().requires_grad_(backward)
+            logits = self.model(inputs_embeds=embedded, use_cache=False).logits
+            # The last position has no label; ignoring it costs less than cutting the logits, which are large.
+            labels = nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+            if not torch.isfinite(loss):
+                raise ModelError("computes logits that are NaN or infinite", reason="model-values")
+            if backward:
+                (gradient,) = torch.autograd.grad(loss, embedded)
+                self.embedding.add(gradient)
+        self.forget_inputs()
 
     @contextmanager
     def attached(self) -> Iterator[None]:

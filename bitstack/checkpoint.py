@@ -47,13 +47,14 @@ class Checkpoint:
     dtype: torch.dtype
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """Load a causal language model and its tokenizer.
 
     No code that comes with a model is run: an ``auto_map`` in its configuration is ignored.
 
     Args:
         source: a directory with ``config.json`` and weights, a hub id, or a ``.gguf`` file.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         ModelError: nothing there, no weights, an unknown architecture, or no tokenizer.
@@ -62,7 +63,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     path = Path(name)
     if not path.exists() and (path.is_absolute() or name.startswith(".") or name.endswith(".gguf")):
         raise ModelError("no such file or directory; name a model directory, a hub id or a .gguf file", where=name)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    if revision is not None and path.exists():
+        raise ModelError(f"is a local path: it has no revision {revision!r}; leave model.revision out", where=name)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": name} | ({"revision": revision} if revision else {})
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError("is a file, but no .gguf; name a model directory, a hub id or a .gguf file", where=name)

@@ -14,6 +14,8 @@ import torch
 from bsformat import Form, payload
 from bsformat.errors import ModelError
 
+from .recipe import Options
+
 #: Floors of the scales relative to their mean: a dead channel must not blow up its reciprocal.
 COLUMN_FLOOR: Final = 1e-3
 ROW_FLOOR: Final = 0.05
@@ -25,23 +27,6 @@ WALK_WIDTH: Final = 64
 E4M3_MAX: Final = 448.0
 _OVERSAMPLE: Final = 8
 _POWER_ITERATIONS: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How chains are made.
-
-    Attributes:
-        ranks: rank of the factors at each level; its length is the number of levels.
-        factors: element type of the factors, ``F8_E4M3`` or ``F16``.
-        stretch: the magnitudes are made larger by this, since a sum of shrinking levels never reaches the tails.
-        walk: choose signs column by column and push each error into the columns to come (as GPTQ does).
-    """
-
-    ranks: tuple[int, ...]
-    factors: str = "F8_E4M3"
-    stretch: float = 1.1
-    walk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +113,8 @@ def chain(
         values = torch.where(positive, magnitude, -magnitude)
         data = payload.join(
             pack_signs(positive).numpy(),
-            _raw(u),
-            _raw(v),
+            as_array(u),
+            as_array(v),
             None if scale is None else scale.numpy(),
         )
         residual -= values
@@ -141,8 +126,14 @@ def _factors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     u, s, v = low_rank(weighted, rank, seed)
     root = (options.stretch * s).sqrt()
-    u, v = u * root, v * root
-    if options.factors == "F16":
+    return stored_factors(u * root, v * root, options.factors)
+
+
+def stored_factors(
+    u: torch.Tensor, v: torch.Tensor, factors: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Factors [M, k] and [N, k] as they are stored, and the float32 scales [k] of 8-bit ones."""
+    if factors == "F16":
         return u.half(), v.half(), None
     su, sv = (f.abs().amax(0).clamp_min(1e-30) / E4M3_MAX for f in (u, v))
     return (u / su).to(torch.float8_e4m3fn), (v / sv).to(torch.float8_e4m3fn), (su * sv).contiguous()
@@ -170,7 +161,8 @@ def _product(
     return (left * row[:, None]) @ (v.float() * col[:, None]).T
 
 
-def _raw(factor: torch.Tensor) -> "payload.Array":
+def as_array(factor: torch.Tensor) -> "payload.Array":
+    """A stored factor for `payload.join`: float16, or uint8 holding e4m3."""
     return factor.contiguous().view(torch.uint8).numpy() if factor.itemsize == 1 else factor.contiguous().numpy()
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -10,45 +9,18 @@ import torch
 from bsformat import Form, Tensor, Writer
 from bsformat.errors import ModelError
 
-from . import decompose
+from . import decompose, reference
 from .calibrate import Statistics
 from .checkpoint import Checkpoint
-from .decompose import Options, Scales
+from .decompose import Scales
 from .measure import LinearMeasure, Measure, TokenMeasure
 from .order import order_by_worth
 from .progress import Reporter
+from .recipe import Options, Recipe
 from .shell import TORCH_DTYPES
 from .targets import Target
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a model is packed.
-
-    Attributes:
-        linear, token: how the chains of linear layers, and of embeddings and output heads, are made.
-        calib_tokens, window: how much text the statistics are taken from, and in windows of how many tokens.
-        heldout_tokens: how much other text the quality curve is measured on.
-        curve_points: how many points of the curve are measured.
-        seed: of everything random.
-    """
-
-    linear: Options = field(default_factory=lambda: Options(ranks=(8, 6, 4, 2, 2, 1, 1, 1)))
-    token: Options = field(default_factory=lambda: Options(ranks=(8, 8, 6, 4, 2, 2, 1, 1), walk=False))
-    calib_tokens: int = 8192
-    window: int = 512
-    heldout_tokens: int = 4096
-    curve_points: int = 6
-    seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        out = asdict(self)
-        for options in (out["linear"], out["token"]):
-            options["ranks"] = list(options["ranks"])
-        return out
 
 
 def write_blocks(
@@ -73,9 +45,10 @@ def write_blocks(
     names, aliases = _canonical(model, state)
     packed = {t.name: t for t in targets}
     measures = {name: _measure(statistics, t) for name, t in packed.items()}
-    scales = {name: measure.scales() for name, measure in measures.items()}
+    options = {t.name: chain_options(recipe, t) for t in targets}
+    scales = {name: reference.chosen_scales(m.scales(), options[name].scales) for name, m in measures.items()}
     tensors = list(_tensors(names, state, packed, checkpoint.dtype))
-    with Writer(path, tensors) as writer:
+    with Writer(path, tensors, compress=recipe.save.codec == "zstd") as writer:
         chains = {t.name: t for t in writer.tensors}
         for name in names:
             if name not in packed:
@@ -92,7 +65,13 @@ def write_blocks(
                 decompose.check_finite(weight, target.name)
                 matrix = weight.T.contiguous() if target.transposed else weight
                 for chain, loss, size in _write_chains(
-                    writer, chains[target.name], matrix, scales[target.name], measures[target.name], recipe, number
+                    writer,
+                    chains[target.name],
+                    matrix,
+                    scales[target.name],
+                    measures[target.name],
+                    options[target.name],
+                    recipe.seed + 1000 * number,
                 ):
                     losses[chain], sizes[chain] = loss, size
                 advance(target.rows * target.columns)
@@ -101,19 +80,32 @@ def write_blocks(
         return writer.finish(order_by_worth(losses, sizes), aliases=aliases, extra=extra)
 
 
+def chain_options(recipe: Recipe, target: Target) -> Options:
+    """The part of the recipe that a parameter falls under."""
+    return recipe.decompose.token if target.by_token else recipe.decompose.linear
+
+
 def _write_chains(
-    writer: Writer, tensor: Tensor, matrix: torch.Tensor, scales: Scales, measure: Measure, recipe: Recipe, number: int
+    writer: Writer,
+    tensor: Tensor,
+    matrix: torch.Tensor,
+    scales: Scales,
+    measure: Measure,
+    options: Options,
+    seed: int,
 ) -> Iterator[tuple[int, list[float], list[int]]]:
     """Write all chains of a tensor; for each its number, the loss after each level, and the bytes of each."""
-    inverse = measure.inverse()
-    options = recipe.linear if inverse is not None else recipe.token
+    inverse = measure.inverse() if options.walk else None
     for group in range(tensor.n_chains):
         start = group * tensor.group_rows
         rest = matrix[start : start + tensor.group_rows].clone()
         loss, size = [measure.loss(rest, start)], []
         own = Scales(scales.row[start : start + len(rest)], scales.col)
-        seed = recipe.seed + 1000 * number + 100_000 * group
-        for level in decompose.chain(rest.clone(), own, options, seed=seed, inverse=inverse):
+        if options.method == "paper":
+            levels = reference.chain(rest.clone(), own, options, seed=seed + 100_000 * group)
+        else:
+            levels = decompose.chain(rest.clone(), own, options, seed=seed + 100_000 * group, inverse=inverse)
+        for level in levels:
             writer.put(tensor.first_chain + group, level.form, level.data)
             rest -= level.values
             loss.append(measure.loss(rest, start))

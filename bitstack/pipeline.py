@@ -16,8 +16,10 @@ from .calibrate import calibrate
 from .checkpoint import Checkpoint, open_checkpoint
 from .decompose import check_finite
 from .evaluation import perplexity
-from .packing import Recipe, write_blocks
+from .packing import chain_options, write_blocks
 from .progress import Reporter, Silent
+from .recipe import Recipe
+from .sweep import order_of_paper
 from .targets import find_targets
 from .text import Windows, file_windows, self_windows
 
@@ -36,7 +38,7 @@ def pack(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    calib: str | os.PathLike[str] = "self",
+    calib: str | os.PathLike[str] | None = None,
     recipe: Recipe | None = None,
     report: Reporter | None = None,
 ) -> Packed:
@@ -45,7 +47,7 @@ def pack(
     Args:
         source: a Hugging Face directory or hub id, or a ``.gguf`` file.
         output: the file to write; it appears when everything is done, and only then.
-        calib: a text file, or ``self``: text that the model writes itself.
+        calib: a text file, or ``self``: text that the model writes itself; None is what the recipe says.
         recipe: how; None is the default recipe.
         report: shows the progress.
 
@@ -53,12 +55,13 @@ def pack(
         ModelError: the model cannot be read or packed. WriteError: the file cannot be written.
     """
     recipe, report = recipe or Recipe(), report or Silent()
+    calib = recipe.calib.text if calib is None else calib
     path = os.fspath(output)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise bsformat.errors.WriteError("the folder does not exist; create it first", where=folder)
-    checkpoint = open_checkpoint(source)
-    targets = find_targets(checkpoint.model)
+    checkpoint = open_checkpoint(source, revision=recipe.model.revision)
+    targets = [t for t in find_targets(checkpoint.model) if chain_options(recipe, t).mode == "pack"]
     if not targets:
         raise ModelError(
             "has nothing to pack: no linear layer, embedding or Conv1D that is large enough",
@@ -69,7 +72,9 @@ def pack(
         check_finite(value, name)
     windows, heldout = _texts(checkpoint, calib, recipe, report)
     with report.stage("calibrate", windows.ids.numel(), "token") as advance:
-        statistics = calibrate(checkpoint.model, targets, windows, progress=advance)
+        statistics = calibrate(
+            checkpoint.model, targets, windows, gradient_tokens=recipe.calib.gradient_tokens, progress=advance
+        )
     with report.stage("measure dense", heldout.ids.numel(), "token") as advance:
         dense = perplexity(checkpoint.model, heldout, progress=advance)
     extra = _provenance(checkpoint, windows, recipe)
@@ -78,6 +83,12 @@ def pack(
         write_blocks(draft, checkpoint, targets, statistics, recipe, extra, report)
         packed = {t.name for t in targets}
         raw = tuple(n for n, _ in checkpoint.model.named_parameters() if n not in packed)
+        if recipe.order.method != "worth":
+            ordered = os.path.join(scratch, "ordered.bstk")
+            with bsformat.open(draft) as container:
+                order = order_of_paper(container, checkpoint.model, windows, recipe, report)
+                bsformat.rewrite(container, ordered, order=order)
+            draft = ordered
         del checkpoint, statistics
         with bsformat.open(draft) as container:
             curve = _measure_curve(container, heldout, dense, recipe, report)
@@ -89,9 +100,9 @@ def _texts(
     checkpoint: Checkpoint, calib: str | os.PathLike[str], recipe: Recipe, report: Reporter
 ) -> tuple[Windows, Windows]:
     """Windows to calibrate on, and others, held out, for the quality curve."""
-    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None) or recipe.window
-    window = min(recipe.window, int(limit))
-    count, heldout = max(1, recipe.calib_tokens // window), max(1, recipe.heldout_tokens // window)
+    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None) or recipe.calib.window
+    window = min(recipe.calib.window, int(limit))
+    count, heldout = max(1, recipe.calib.tokens // window), max(1, recipe.eval.heldout_tokens // window)
     if os.fspath(calib) == "self":
         with report.stage("write text", (count + heldout) * window, "token") as advance:
             windows = self_windows(
@@ -121,14 +132,15 @@ def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe) -> dic
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "calibration": {"text": windows.name, "tokens": windows.ids.numel(), "window": windows.ids.shape[1]},
-        "recipe": recipe.to_json(),
+        # The name of a text, not the path to it on one machine.
+        "recipe": recipe.changed({"calib.text": windows.name}).to_json(),
     }
 
 
 def _measure_curve(container: Container, heldout: Windows, dense: float, recipe: Recipe, report: Reporter) -> Curve:
     """Perplexity of the held-out text at budgets from the smallest to all blocks, each loaded as a user loads it."""
     low, high = container.minimum_bytes, container.total_bytes
-    steps = recipe.curve_points
+    steps = recipe.eval.curve_points
     # Closer together where the curve is steep, at the small end.
     budgets = [low + int((high - low) * (0.2 + 0.8 * (i / max(steps - 1, 1)) ** 1.5)) for i in range(steps)]
     counts = sorted({container.planner.plan(max(b, low)).n_blocks for b in budgets})

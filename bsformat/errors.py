@@ -14,6 +14,7 @@
     │   └── SourceChangedError the object is not the one that was opened
     ├── BudgetError            a budget that cannot be read, or is below the minimum of the file
     ├── ModelError             a model that cannot be packed, or built from a container
+    ├── RecipeError            a recipe that is not there, or says what a recipe cannot say
     └── WriteError             the output could not be written; nothing is left behind
 
 Each error is one line: where, what, what was expected, what to do. ``reason`` is its name in the registry of
@@ -30,6 +31,7 @@ __all__ = [
     "NotBstkError",
     "NotFoundError",
     "RangeError",
+    "RecipeError",
     "ShortReadError",
     "SourceChangedError",
     "SourceError",
@@ -159,6 +161,12 @@ class ModelError(BstkError):
     """A model that cannot be packed, or that cannot be built from a container."""
 
     default_reason = "model"
+
+
+class RecipeError(BstkError):
+    """A recipe that is not there, or says what a recipe cannot say."""
+
+    default_reason = "recipe"
 
 
 class WriteError(BstkError):

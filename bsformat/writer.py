@@ -40,12 +40,15 @@ class _Stored:
     digest: bytes
 
 
+_Row = tuple[int, int, float, _Stored]  # chain, level, worth, block
+
+
 @dataclass(slots=True)
 class _Content:
     """Everything that a file is made of, but the bytes of its blocks, which ``read`` returns."""
 
     tensors: tuple[Tensor, ...]
-    order: list[tuple[int, int, float, _Stored]]  # chain, level, worth, block
+    order: list[_Row]
     required: int
     read: Callable[[_Stored], bytes]
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -60,9 +63,11 @@ class Writer:
     Args:
         path: where the file goes; an existing file is replaced when `finish` succeeds, and only then.
         tensors: all tensors, scale vectors included, in the order that the file lists them.
+        compress: raw blocks are compressed where that saves something.
     """
 
-    def __init__(self, path: str | os.PathLike[str], tensors: Iterable[Tensor]) -> None:
+    def __init__(self, path: str | os.PathLike[str], tensors: Iterable[Tensor], *, compress: bool = True) -> None:
+        self._compress = compress
         self.path = os.fspath(path)
         self.tensors = number_chains(list(tensors))
         self._chains = Chains(Metadata(WRITER, self.tensors, ()))
@@ -103,7 +108,7 @@ class Writer:
                 f"{what} has {len(data)} bytes, expected {expected}", where=self.path, reason="index-block-length"
             )
         payload.check(form, tensor, rows, data, chain in self._scales, what, self.path)
-        name, stored = codec.choose(data) if form.kind == "raw" else ("none", data)
+        name, stored = codec.choose(data) if form.kind == "raw" and self._compress else ("none", data)
         with writing(self.path):
             at = self._spool.tell()
             self._spool.write(stored)
@@ -173,26 +178,31 @@ def rewrite(
     container: Container,
     path: str | os.PathLike[str],
     *,
+    order: Sequence[tuple[int, float]] | None = None,
     curves: Sequence[Curve] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a file again with other curves or extra values; its blocks are copied as they are.
+    """Write a file again with another order, curves or extra values; its blocks are copied as they are.
+
+    Args:
+        order: (chain, worth) for every residual block, as `Writer.finish` takes it; None keeps theirs.
 
     Returns:
         The new root digest: the head changed.
 
     Raises:
-        TruncatedError: the container is a prefix file.
+        TruncatedError: the container is a prefix file. FormatError: the order does not name every block once.
     """
     if container.available_blocks < len(container):
         raise container.missing(container.available_blocks)
-    stored = [container.block(i) for i in range(len(container))]
     chain = container.index.chain.tolist()
+    rows = [
+        (chain[b.number], b.level, b.worth, _Stored(b.form, b.offset, b.stored, b.length, b.digest))
+        for b in map(container.block, range(len(container)))
+    ]
     content = _Content(
         tensors=container.tensors,
-        order=[
-            (chain[b.number], b.level, b.worth, _Stored(b.form, b.offset, b.stored, b.length, b.digest)) for b in stored
-        ],
+        order=rows if order is None else _reordered(rows, container.index.required, order, os.fspath(path)),
         required=container.index.required,
         read=lambda block: bytes(container.read(block.at, block.stored)),
         files={a.name: container.attachment(a.name) for a in container.metadata.attachments},
@@ -201,6 +211,22 @@ def rewrite(
         extra=container.metadata.extra if extra is None else extra,
     )
     return _write(os.fspath(path), content)
+
+
+def _reordered(rows: list[_Row], required: int, order: Sequence[tuple[int, float]], path: str) -> list[_Row]:
+    block = {(chain, level): stored for chain, level, _, stored in rows[required:]}
+    used: dict[int, int] = {}
+    out = rows[:required]
+    for chain, worth in order:
+        level = used.get(chain, 0)
+        used[chain] = level + 1
+        if (chain, level) not in block:
+            raise FormatError(f"the file has no level {level} of chain {chain}", where=path, reason="index-missing")
+        out.append((chain, level, worth, block[chain, level]))
+    if len(out) != len(rows):
+        what = f"the order names {len(out) - required} of {len(block)} residual blocks"
+        raise FormatError(what, where=path, reason="index-missing")
+    return out
 
 
 def _write(path: str, content: _Content) -> str:

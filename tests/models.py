@@ -21,8 +21,8 @@ CHAT_TEMPLATE = (
 )
 #: Options of `bstk pack` for a file of a few seconds' work; `tiny_bstk` is packed with them.
 PACK_OPTIONS = (
-    *("--calib-tokens", "96", "--window", "32", "--heldout-tokens", "64", "--curve-points", "3"),
-    *("--ranks", "4,2,1", "--token-ranks", "4,2"),
+    *("--calib-tokens", "96", "--calib-window", "32", "--eval-heldout-tokens", "64", "--eval-curve-points", "3"),
+    *("--linear-ranks", "4,2,1", "--token-ranks", "4,2"),
 )
 
 
@@ -89,15 +89,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bstk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_model`, packed: three levels in the linear layers, two in embedding and head, and a quality curve."""
     import bitstack
-    from bitstack.decompose import Options
 
-    recipe = bitstack.Recipe(
-        linear=Options(ranks=(4, 2, 1)),
-        token=Options(ranks=(4, 2), walk=False),
-        calib_tokens=96,
-        window=32,
-        heldout_tokens=64,
-        curve_points=3,
+    recipe = bitstack.Recipe().changed(
+        {
+            "decompose.linear.ranks": (4, 2, 1),
+            "decompose.token.ranks": (4, 2),
+            "calib.tokens": 96,
+            "calib.window": 32,
+            "eval.heldout_tokens": 64,
+            "eval.curve_points": 3,
+        }
     )
     path = tmp_path_factory.mktemp("packed") / "tiny.bstk"
     bitstack.pack(tiny_model, path, recipe=recipe)

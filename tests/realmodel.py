@@ -17,7 +17,7 @@ def smollm2_bstk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     gguf: Path = request.getfixturevalue("smollm2_gguf")
     import bitstack
 
-    recipe = bitstack.Recipe(calib_tokens=2048, heldout_tokens=1024, curve_points=3, window=512)
+    recipe = bitstack.Recipe().changed({"calib.tokens": 2048, "eval.heldout_tokens": 1024, "eval.curve_points": 3})
     path = tmp_path_factory.mktemp("smollm2") / "smollm2.bstk"
     bitstack.pack(gguf, path, recipe=recipe)
     return path

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, help_text, add in (
         ("pack", "pack a model into one .bstk file", options.add_pack),
+        ("recipes", "list the recipes of bstk pack, or print one", options.add_recipes),
         ("inspect", "show what is in a file; reads only its head", options.add_inspect),
         ("verify", "check every byte of a file", options.add_verify),
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=_EPILOG if name != "pack" else None,
+            epilog=_EPILOG if name not in ("pack", "recipes") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -5,23 +5,11 @@ import json
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
+from bitstack.fields import Choice, Kind, Switch, shown
+from bitstack.recipe import recipe_settings
 from bsformat import BstkError, parse_size
-from bsformat.registry import FACTOR_DTYPES, MAX_RANK
-
-#: Defaults of `bitstack.Recipe` and its options, repeated because asking it would import torch; a test compares them.
-RECIPE: Final = {
-    "calib_tokens": 8192,
-    "window": 512,
-    "heldout_tokens": 4096,
-    "curve_points": 6,
-    "seed": 0,
-    "ranks": (8, 6, 4, 2, 2, 1, 1, 1),
-    "token_ranks": (8, 8, 6, 4, 2, 2, 1, 1),
-    "factors": "F8_E4M3",
-    "stretch": 1.1,
-}
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -54,12 +42,6 @@ def positive(text: str) -> float:
 def not_negative(text: str) -> float:
     """A finite number from 0."""
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)
-
-
-def ranks(text: str) -> tuple[int, ...]:
-    """Ranks of the levels: ``8,6,4,2``."""
-    rank = whole(1, MAX_RANK)
-    return tuple(rank(part.strip()) for part in text.split(","))
 
 
 def size(text: str) -> str:
@@ -129,51 +111,43 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Options of ``bstk pack``."""
-    add, default = parser.add_argument, RECIPE
+    add = parser.add_argument
     add("model", metavar="MODEL", help="a Hugging Face directory or hub id, or a .gguf file")
     add("-o", "--output", metavar="OUT.bstk", required=True, help="the file to write")
     add("--force", action="store_true", help="replace the output file if it exists")
-    add("--calib", metavar="FILE", default="self", help="a text file, or self: text that the model writes (default)")
+    add("--recipe", metavar="NAME|FILE", default="default", help="a recipe of bstk recipes, or a .yaml file")
     add_json(parser)
-    recipe = parser.add_argument_group("recipe")
-    add = recipe.add_argument
-    for name, low, meaning in (
-        ("calib_tokens", 1, "tokens that the statistics are taken from"),
-        ("window", 2, "tokens of one window of text"),
-        ("heldout_tokens", 1, "tokens of other text that the quality curve is measured on"),
-        ("curve_points", 1, "points of the quality curve"),
-        ("seed", 0, "seed of everything random"),
-    ):
-        add(
-            f"--{name.replace('_', '-')}",
-            metavar="N",
-            type=whole(low, 2**31 - 1),
-            default=default[name],
-            help=f"{meaning} (default: %(default)s)",
-        )
-    for name, of in (("ranks", "linear layers"), ("token_ranks", "embeddings and output heads")):
-        shown = ",".join(map(str, RECIPE[name]))  # type: ignore[call-overload]
-        add(
-            f"--{name.replace('_', '-')}",
-            metavar="K,K,…",
-            type=ranks,
-            default=default[name],
-            help=f"rank of each level of the chains of {of} (default: {shown})",
-        )
-    add(
-        "--factors",
-        choices=sorted(FACTOR_DTYPES),
-        default=default["factors"],
-        help="element type of the factors (default: %(default)s)",
-    )
-    add(
-        "--stretch",
-        metavar="X",
-        type=positive,
-        default=default["stretch"],
-        help="make the magnitudes larger by this (default: %(default)s)",
-    )
-    add("--no-walk", action="store_true", help="take each sign as it is, without pushing errors on (faster, worse)")
+    groups: dict[str, Any] = {}
+    for item in recipe_settings():
+        section = item.path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"over the recipe: {section}" if section else "over the recipe")
+        shape: dict[str, Any] = {"type": setting(item.kind), "metavar": item.kind.metavar}
+        if isinstance(item.kind, Switch):
+            shape = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(item.kind, Choice):
+            shape["metavar"] = "{" + ",".join(item.kind.names) + "}"
+        # A flag that is not there must not override what a recipe says, so it leaves no attribute.
+        meaning = f"{item.meaning} (default: {shown(item.value)})".replace("%", "%%")
+        groups[section].add_argument(item.flag, dest=item.path, default=argparse.SUPPRESS, help=meaning, **shape)
+
+
+def setting(kind: Kind) -> Callable[[str], Any]:
+    """A type for argparse: what a field of a recipe may be."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind.expected}") from None
+
+    return parse
+
+
+def add_recipes(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bstk recipes``."""
+    parser.add_argument("recipe", metavar="NAME|FILE", nargs="?", help="print this one with all of its settings")
+    add_json(parser)
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -3,16 +3,14 @@
 import argparse
 import os
 import time
-from typing import TYPE_CHECKING
 
 import bsformat
+from bitstack.recipe import Recipe, recipe_settings
+from bitstack.recipe_file import load_recipe
 from bsformat.errors import ModelError, WriteError
 
 from . import summary
 from .console import exact_size, print_json, printable, quiet_libraries, reporter
-
-if TYPE_CHECKING:
-    from bitstack import Recipe
 
 #: A raw parameter of at least this share of the dense model is named.
 _LARGE = 0.005
@@ -22,14 +20,16 @@ def run(args: argparse.Namespace) -> int:
     """Pack the model, and say what came out of it.
 
     Raises:
-        WriteError: the output exists, or cannot be written. ModelError: see `bitstack.pack`.
+        WriteError: the output exists, or cannot be written. RecipeError: see `recipe_from`.
+        ModelError: see `bitstack.pack`.
     """
-    check_paths(args.output, args.calib, force=args.force)
+    recipe = recipe_from(args)
+    check_paths(args.output, recipe.calib.text, force=args.force)
     import bitstack
 
     quiet_libraries()
     started = time.monotonic()
-    packed = bitstack.pack(args.model, args.output, calib=args.calib, recipe=recipe_from(args), report=reporter())
+    packed = bitstack.pack(args.model, args.output, recipe=recipe, report=reporter())
     seconds = time.monotonic() - started
     with bsformat.open(packed.path) as container:
         tensors = [t for t in container.model_tensors.values() if t.packed]
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "file": packed.path,
                 "root": packed.root,
+                "recipe": recipe.name,
                 "size": packed.size,
                 "dense_bytes": dense,
                 "total_bytes": total,
@@ -80,23 +81,11 @@ def check_paths(output: str, calib: str, *, force: bool) -> None:
         raise ModelError("no such calibration text; name a file, or self", where=calib, reason="text")
 
 
-def recipe_from(args: argparse.Namespace) -> "Recipe":
-    """The recipe that the options of ``bstk pack`` describe."""
-    from dataclasses import replace
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options of ``bstk pack`` describe.
 
-    from bitstack import Recipe
-
-    default = Recipe()
-    change = {"factors": args.factors, "stretch": args.stretch}
-    linear = replace(default.linear, ranks=args.ranks, walk=default.linear.walk and not args.no_walk, **change)
-    token = replace(default.token, ranks=args.token_ranks, **change)
-    return replace(
-        default,
-        linear=linear,
-        token=token,
-        calib_tokens=args.calib_tokens,
-        window=args.window,
-        heldout_tokens=args.heldout_tokens,
-        curve_points=args.curve_points,
-        seed=args.seed,
-    )
+    Raises:
+        RecipeError: there is no such recipe, or its settings and the flags do not go together.
+    """
+    given = vars(args)
+    return load_recipe(args.recipe).changed({e.path: given[e.path] for e in recipe_settings() if e.path in given})

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import bitstack
-from bitstack.decompose import Options
 
 VOCABULARY = 258
 _LLAMA = {
@@ -61,13 +60,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 #: A second or less on one core, with enough levels for a close fit.
-SMALL = bitstack.Recipe(
-    linear=Options(ranks=(8, 8, 4, 4, 4, 2, 2, 2)),
-    token=Options(ranks=(8, 8, 4, 4, 4, 2, 2, 2), walk=False),
-    calib_tokens=256,
-    window=32,
-    heldout_tokens=64,
-    curve_points=3,
+SMALL = bitstack.Recipe().changed(
+    {
+        "decompose.linear.ranks": (8, 8, 4, 4, 4, 2, 2, 2),
+        "decompose.token.ranks": (8, 8, 4, 4, 4, 2, 2, 2),
+        "calib.tokens": 256,
+        "calib.window": 32,
+        "eval.heldout_tokens": 64,
+        "eval.curve_points": 3,
+    }
 )
 
 

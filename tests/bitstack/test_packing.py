@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import bitstack
 import bsformat
 from bitstack import pipeline
 from bitstack.checkpoint import open_checkpoint
-from bitstack.decompose import Options
 from bitstack.packing import raw_dtype
 from bitstack.progress import Advance
 from bitstack.shell import TORCH_DTYPES
@@ -26,8 +24,13 @@ from bsformat.errors import ModelError, WriteError
 @pytest.fixture(scope="module")
 def recipe(small: bitstack.Recipe) -> bitstack.Recipe:
     """Two levels: a file in half a second."""
-    return replace(
-        small, linear=Options(ranks=(2, 1)), token=Options(ranks=(2, 1), walk=False), calib_tokens=64, curve_points=2
+    return small.changed(
+        {
+            "decompose.linear.ranks": (2, 1),
+            "decompose.token.ranks": (2, 1),
+            "calib.tokens": 64,
+            "eval.curve_points": 2,
+        }
     )
 
 
@@ -44,8 +47,8 @@ def test_the_same_bytes_every_time(folder: Path, recipe: bitstack.Recipe, tmp_pa
     torch.manual_seed(123)
     assert bitstack.pack(folder, second, recipe=recipe).root == root
     code = (
-        "import sys, bitstack\nfrom bitstack.decompose import Options\n"
-        f"bitstack.pack(sys.argv[1], sys.argv[2], recipe=bitstack.{recipe!r})\n"
+        "import sys, bitstack\n"
+        f"bitstack.pack(sys.argv[1], sys.argv[2], recipe=bitstack.Recipe.from_json({recipe.to_json()}))\n"
     )
     threads = torch.get_num_threads()
     done = subprocess.run(
@@ -60,7 +63,7 @@ def test_the_same_bytes_every_time(folder: Path, recipe: bitstack.Recipe, tmp_pa
 
 def test_another_seed_is_another_file(folder: Path, recipe: bitstack.Recipe, tmp_path: Path) -> None:
     a = bitstack.pack(folder, tmp_path / "a.bstk", recipe=recipe)
-    b = bitstack.pack(folder, tmp_path / "b.bstk", recipe=replace(recipe, seed=1))
+    b = bitstack.pack(folder, tmp_path / "b.bstk", recipe=recipe.changed({"seed": 1}))
     assert a.root != b.root
 
 
@@ -195,7 +198,9 @@ def test_a_text_of_one_window(folder: Path, small: bitstack.Recipe, tmp_path: Pa
 
 def test_windows_fit_the_model(folder: Path, small: bitstack.Recipe) -> None:
     silent = pipeline.Silent()
-    calibration, heldout = pipeline._texts(open_checkpoint(folder), "self", replace(small, window=4096), silent)
+    calibration, heldout = pipeline._texts(
+        open_checkpoint(folder), "self", small.changed({"calib.window": 4096}), silent
+    )
     assert calibration.ids.shape == (4, 64)  # the model has 64 positions
     assert heldout.ids.shape == (1, 64)
 

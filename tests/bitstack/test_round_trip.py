@@ -164,7 +164,7 @@ def test_generation_settings_and_tokenizer_survive(packed: Callable[[str], Any],
     assert model.config.to_dict()["hidden_size"] == pack.model.config.hidden_size
 
 
-def test_the_file_says_what_it_is(packed: Callable[[str], Any]) -> None:
+def test_the_file_says_what_it_is(packed: Callable[[str], Any], small: bitstack.Recipe) -> None:
     pack = packed("llama-untied")
     with bsformat.open(pack.path, root=pack.result.root) as container:
         extra = container.metadata.extra
@@ -173,12 +173,7 @@ def test_the_file_says_what_it_is(packed: Callable[[str], Any]) -> None:
     assert pack.result.size == pack.path.stat().st_size == container.size
     assert extra["model"] == {"name": "model", "class": "LlamaForCausalLM", "parameters": 99904}
     assert extra["calibration"] == {"text": "self", "tokens": 256, "window": 32}
-    assert extra["recipe"]["linear"] == {
-        "ranks": [8, 8, 4, 4, 4, 2, 2, 2],
-        "factors": "F8_E4M3",
-        "stretch": 1.1,
-        "walk": True,
-    }
+    assert bitstack.Recipe.from_json(extra["recipe"]) == small
     assert (curve.metric, curve.text, curve.tokens, curve.window) == ("perplexity", "self", 64, 32)
     assert len(curve.points) == 3
     assert curve.points[-1][0] == len(container)

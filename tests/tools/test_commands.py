@@ -37,13 +37,13 @@ def test_pack_writes_the_file_that_the_library_writes(
 def test_pack_says_what_came_out(bstk: Bstk, tiny_model: Path, tmp_path: Path, text_file: Path) -> None:
     output = tmp_path / "out.bstk"
     output.write_bytes(b"old")
-    ended = bstk("pack", tiny_model, "-o", output, "--force", *PACK_OPTIONS, "--calib", text_file, "--no-walk")
+    ended = bstk("pack", tiny_model, "-o", output, "--force", *PACK_OPTIONS, "--calib", text_file, "--no-linear-walk")
     assert (ended.code, ended.err) == (0, "")
     with bsformat.open(output) as container:
         assert container.root in ended.out
         assert container.metadata.extra["calibration"]["text"] == text_file.name
-        assert container.metadata.extra["recipe"]["linear"]["walk"] is False
-        assert container.metadata.extra["recipe"]["linear"]["ranks"] == [4, 2, 1]
+        assert container.metadata.extra["recipe"]["decompose"]["linear"]["walk"] is False
+        assert container.metadata.extra["recipe"]["decompose"]["linear"]["ranks"] == [4, 2, 1]
     assert str(output) in ended.out
     assert f"{output.stat().st_size:,} bytes" in ended.out
     assert "16 tensors" in ended.out

@@ -90,7 +90,16 @@ def test_a_text_that_is_missing_is_refused_before_packing(
 
 @pytest.mark.model
 def test_packing_a_gguf_file_in_a_pipe_is_silent(bstk_process: Bstk, smollm2_gguf: Path, tmp_path: Path) -> None:
-    options = [*PACK_OPTIONS, "--ranks", "1", "--token-ranks", "1", "--no-walk", "--curve-points", "1"]
+    options = [
+        *PACK_OPTIONS,
+        "--linear-ranks",
+        "1",
+        "--token-ranks",
+        "1",
+        "--no-linear-walk",
+        "--eval-curve-points",
+        "1",
+    ]
     ended = bstk_process("pack", smollm2_gguf, "-o", tmp_path / "out.bstk", *options)
     assert (ended.code, ended.err) == (0, "")
     assert "211 tensors" in ended.out

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import bsformat
-from bitstack.tools import eval_command, inspect_command, options, pack_command, plot
-from bitstack.tools.cli import build_parser
+from bitstack.tools import eval_command, inspect_command, options, plot
 from tests.bsformat.encoder import Image
 from tests.models import PACK_OPTIONS, save_llama
 from tests.servers import Nginx, Reply, Scripted
@@ -276,16 +275,16 @@ def test_a_full_disk(failed: Failed, tiny_model: Path, small_disk: Path) -> None
         ("eval", "a", "--text", "b", "--budgets", "1MiB,,2MiB"),
         ("eval", "a", "--text", "b", "--budgets", "1MiB", "--window", "1"),
         ("pack", "a"),
-        ("pack", "a", "-o", "b", "--ranks", "0"),
-        ("pack", "a", "-o", "b", "--ranks", "4097"),
-        ("pack", "a", "-o", "b", "--ranks", "8,x"),
+        ("pack", "a", "-o", "b", "--linear-ranks", "0"),
+        ("pack", "a", "-o", "b", "--linear-ranks", "4097"),
+        ("pack", "a", "-o", "b", "--linear-ranks", "8,x"),
         ("pack", "a", "-o", "b", "--token-ranks", ""),
-        ("pack", "a", "-o", "b", "--factors", "F32"),
-        ("pack", "a", "-o", "b", "--stretch", "0"),
-        ("pack", "a", "-o", "b", "--stretch", "inf"),
-        ("pack", "a", "-o", "b", "--window", "1"),
+        ("pack", "a", "-o", "b", "--linear-factors", "F32"),
+        ("pack", "a", "-o", "b", "--linear-stretch", "0"),
+        ("pack", "a", "-o", "b", "--linear-stretch", "inf"),
+        ("pack", "a", "-o", "b", "--calib-window", "1"),
         ("pack", "a", "-o", "b", "--calib-tokens", "0"),
-        ("pack", "a", "-o", "b", "--curve-points", "1.5"),
+        ("pack", "a", "-o", "b", "--eval-curve-points", "1.5"),
         ("pack", "a", "-o", "b", "--seed", "-1"),
     ],
     ids=" ".join,
@@ -383,26 +382,6 @@ def test_a_narrow_encoding_is_no_error(bstk_process: Bstk, tiny_image: Image, tm
     ended = bstk_process("inspect", path, env=env)
     assert (ended.code, ended.err) == (0, "")
     assert "\\u65e5\\u672c" in ended.out
-
-
-def test_the_defaults_of_pack_are_those_of_the_recipe() -> None:
-    from bitstack import Recipe
-
-    args = build_parser().parse_args(["pack", "model", "-o", "out.bstk"])
-    assert pack_command.recipe_from(args) == Recipe()
-    assert args.calib == "self"
-
-
-def test_the_options_of_pack_reach_the_recipe() -> None:
-    words = "pack m -o o --calib-tokens 1 --window 2 --heldout-tokens 3 --curve-points 4 --seed 5 --ranks 6,7"
-    words += " --token-ranks 8 --factors F16 --stretch 1.25 --no-walk"
-    recipe = pack_command.recipe_from(build_parser().parse_args(words.split()))
-    assert (recipe.calib_tokens, recipe.window, recipe.heldout_tokens) == (1, 2, 3)
-    assert (recipe.curve_points, recipe.seed) == (4, 5)
-    assert (recipe.linear.ranks, recipe.token.ranks) == ((6, 7), (8,))
-    assert (recipe.linear.walk, recipe.token.walk) == (False, False)
-    for chains in (recipe.linear, recipe.token):
-        assert (chains.factors, chains.stretch) == ("F16", 1.25)
 
 
 @pytest.mark.parametrize(
