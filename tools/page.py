@@ -3,7 +3,11 @@
 import math
 from typing import Any
 
+from bitstack.fields import shown
+from bitstack.recipe import Recipe, differences
+from bitstack.recipe_file import builtin_recipes, load_recipe
 from bsformat import Container, format_size
+from bsformat.errors import RecipeError
 
 from . import plot, summary
 from .console import exact_size, number, printable, shorten, table
@@ -63,10 +67,25 @@ def _model(container: Container) -> str:
             f"{len(packed)} packed, with {share:.1%} of them",
         )
     )
+    lines += _recipe(container)
     if calibration:
         text, tokens = printable(calibration.get("text", "?")), printable(calibration.get("tokens", "?"))
         lines.append(field("calibrated", f"on {_text_name(text)}, {tokens} tokens"))
     return "\n".join(lines)
+
+
+def _recipe(container: Container) -> list[str]:
+    """Its name, and what was changed about it: as far as this version knows its settings."""
+    stored = _mapping(container, "recipe")
+    name = stored.get("name")
+    if not isinstance(name, str):
+        return []
+    lines = [field("recipe", printable(name))]
+    try:
+        changed = differences(Recipe.from_json(stored), load_recipe(name if name in builtin_recipes() else "default"))
+    except RecipeError:  # written by another version
+        return lines
+    return [*lines, *(field("", printable(f"{path} {shown(value)}")) for path, value in changed.items())]
 
 
 def _text_name(text: str) -> str:

@@ -153,6 +153,28 @@ def test_the_batch_does_not_matter(make_model: Callable[..., Any], windows: Wind
             _close(a[1], b[1])
 
 
+def test_gradients_of_a_part_of_the_text(make_model: Callable[..., Any], windows: Windows) -> None:
+    """Inputs are seen in all windows, gradients in the first ones only."""
+    model = make_model("llama-untied")
+    part = _calibrate(model, windows, batch_tokens=LENGTH, gradient_tokens=LENGTH + 1)
+    all_ = _calibrate(model, windows)
+    two = _calibrate(model, Windows("two", windows.ids[:2]))
+    for name, statistics in part.linear.items():
+        _close(statistics.hessian, all_.linear[name].hessian)
+        _close(statistics.output, two.linear[name].output)
+    ((frequency, gradient),) = part.token["model.embed_tokens.weight"].terms
+    assert torch.equal(frequency, all_.token["model.embed_tokens.weight"].terms[0][0])
+    _close(gradient, two.token["model.embed_tokens.weight"].terms[0][1])
+
+
+def test_no_gradients_at_all(make_model: Callable[..., Any], windows: Windows) -> None:
+    model = make_model("gpt2")
+    none, all_ = _calibrate(model, windows, gradient_tokens=0), _calibrate(model, windows)
+    for name, statistics in none.linear.items():
+        _close(statistics.hessian, all_.linear[name].hessian)
+        assert not statistics.output.any()
+
+
 def test_windows_stand_alone_and_their_last_position_has_no_label(make_model: Callable[..., Any]) -> None:
     """With two tokens a window, only the first position's logits have a gradient: softmax minus the label."""
     model = make_model("llama-untied")

@@ -480,6 +480,49 @@ def test_rewrite_without_changes_gives_the_same_bytes(small: Path, tmp_path: Pat
     assert (tmp_path / "b").read_bytes() == small.read_bytes()
 
 
+def test_rewrite_in_another_order(small: Path, tmp_path: Path) -> None:
+    with bsformat.open(small) as container:
+        blocks = {
+            (int(container.index.chain[i]), int(container.index.level[i])): container.read_block(i)
+            for i in range(len(container))
+        }
+        order = [(5, 3.0), (6, 2.0), (4, 1.0), (6, 0.5), (4, 0.25)]
+        root = bsformat.rewrite(container, tmp_path / "b", order=order)
+    with bsformat.open(tmp_path / "b", root=root) as again:
+        first = again.index.required
+        rows = list(
+            zip(again.index.chain.tolist(), again.index.level.tolist(), again.index.worth.tolist(), strict=True)
+        )
+        assert rows[first:] == [(5, 0, 3.0), (6, 0, 2.0), (4, 0, 1.0), (6, 1, 0.5), (4, 1, 0.25)]
+        assert all(again.read_block(i) == blocks[chain, level] for i, (chain, level, _) in enumerate(rows))
+        assert bsformat.verify(again).ok
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([4, 4, 6, 6], "the order names 4 of 5 residual blocks"),
+        ([4, 4, 6, 6, 6], "the file has no level 2 of chain 6"),
+        ([4, 4, 6, 6, 5, 5], "the file has no level 1 of chain 5"),
+        ([0, 4, 4, 6, 6], "the file has no level 0 of chain 0"),
+    ],
+)
+def test_rewrite_refuses_an_order_of_other_blocks(small: Path, tmp_path: Path, order: list[int], message: str) -> None:
+    with bsformat.open(small) as container, pytest.raises(bsformat.BstkError, match=message) as caught:
+        bsformat.rewrite(container, tmp_path / "b", order=[(chain, 1.0) for chain in order])
+    assert caught.value.reason == "index-missing"
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_writer_that_does_not_compress(tmp_path: Path) -> None:
+    for compress, codec in ((True, "zstd"), (False, "none")):
+        with bsformat.Writer(tmp_path / codec, [bsformat.Tensor("w", (4096,), "F16")], compress=compress) as writer:
+            writer.put(0, bsformat.Form("raw"), bytes(8192))
+            writer.finish([])
+        with bsformat.open(tmp_path / codec) as container:
+            assert (container.block(0).form.codec, container.read_block(0)) == (codec, bytes(8192))
+
+
 def test_levels_that_the_order_leaves_out_are_refused(tmp_path):
     tensors = [
         bsformat.Tensor("w#row_scale", (8,), "F16"),
