@@ -5,7 +5,9 @@ Imports nothing heavy: the command line builds its flags from these.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+_HIGHEST: Final = 2**31 - 1
 
 
 class Kind(Protocol):
@@ -43,12 +45,12 @@ class Whole:
     """Whole numbers from ``low`` to ``high``, both included."""
 
     low: int
-    high: int = 2**31 - 1
+    high: int = _HIGHEST
 
     @property
     def expected(self) -> str:
         """See `Kind.expected`."""
-        return f"a whole number from {self.low} to {self.high}"
+        return f"a whole number from {self.low} to {'2^31 - 1' if self.high == _HIGHEST else self.high}"
 
     @property
     def metavar(self) -> str:

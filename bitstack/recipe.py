@@ -142,6 +142,8 @@ class Recipe(Section):
             yield chains.walk and not native, f"{path}.walk", "method paper takes signs as they are: set it to false"
             yield native and chains.svd == "exact", f"{path}.svd", f"exact needs {path}.method paper"
             yield native and not chains.absolute, f"{path}.absolute", f"false needs {path}.method paper"
+        walk = self.decompose.token.walk
+        yield walk, "decompose.token.walk", "token matrices have no Hessian to walk along: set it to false"
         raw = self.decompose.linear.mode == self.decompose.token.mode == "raw"
         yield raw, "decompose.token.mode", "raw for linear and token leaves nothing to pack: set one of them to pack"
         blind = self.order.method == "worth" and self.calib.gradient_tokens == 0

@@ -36,6 +36,12 @@ def builtin_recipes() -> dict[str, str]:
     return {name: _about(_parse(_builtin_text(name), name), name) for name in names}
 
 
+def extended_by(name: str) -> str | None:
+    """The recipe that one of the package extends; None for the default one."""
+    parent = _parse(_builtin_text(name), name).get("extends")
+    return parent if isinstance(parent, str) else None
+
+
 def to_yaml(recipe: Recipe) -> str:
     """All settings of a recipe, as a file that `load_recipe` reads."""
     values = recipe.to_json()

@@ -97,6 +97,13 @@ def test_the_wheel_holds_every_module(wheel: Path, sources: Path) -> None:
     assert {name for name in names if name.endswith(".py")} - expected == set()
 
 
+def test_the_wheel_holds_every_recipe(wheel: Path, sources: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    recipes = {f"bitstack/recipes/{path.name}" for path in (sources / "bitstack" / "recipes").iterdir()}
+    assert "bitstack/recipes/default.yaml" in recipes
+    assert recipes - names == set()
+
+
 def test_the_wheel_is_typed_licensed_and_has_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

@@ -5,7 +5,7 @@ are, and on a convex curve a little too pessimistic. Outside the measured points
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,6 +50,15 @@ class QualityCurve:
         left = self.points[after - 1]
         share = (resident - left.resident) / (right.resident - left.resident)
         return math.exp((1 - share) * math.log(left.value) + share * math.log(right.value))
+
+    def around(self, resident: int) -> tuple[Point | None, Point | None]:
+        """The measured points on both sides of a size, or the point itself twice; None where there is none."""
+        below = bisect_right(self.points, resident, key=lambda p: p.resident)
+        above = bisect_left(self.points, resident, key=lambda p: p.resident)
+        return (
+            self.points[below - 1] if below else None,
+            self.points[above] if above < len(self.points) else None,
+        )
 
     def reach(self, value: float) -> int | None:
         """The fewest resident bytes from the first point on that are expected to reach a perplexity; None: none do."""

@@ -9,6 +9,7 @@ from bsformat import BstkError, Container, Plan, format_size
 
 from . import summary
 from .console import exact_size, number, print_json, printable
+from .curve import Point
 from .page import field
 
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(out)
         else:
-            print(text(container, plan, out))
+            print(text(container, plan, out, args.perplexity))
     return 0
 
 
@@ -43,6 +44,8 @@ def _free(container: Container, device: str | None) -> int:
 def prefix_for(container: Container, perplexity: float) -> Plan:
     """The smallest prefix from the first measured point on that is expected to reach a perplexity.
 
+    What is asked for above the whole curve is answered with its first point: smaller prefixes were not measured.
+
     Raises:
         BstkError: the file has no curve, or its curve does not reach so far.
     """
@@ -56,9 +59,12 @@ def prefix_for(container: Container, perplexity: float) -> Plan:
         )
     wanted = curve.reach(perplexity)
     if wanted is None:
+        record = summary.perplexity_record(container)
+        bound = record is not None and perplexity < record.dense
         raise BstkError(
             f"its curve does not reach perplexity {perplexity:g}: the best measured value is {number(best.value, 5)}, "
-            f"with {exact_size(best.resident)}",
+            f"with {exact_size(best.resident)}"
+            + (f"; even the dense model has {number(record.dense, 5)}" if record and bound else ""),
             where=container.uri,
             reason="curve-out-of-reach",
         )
@@ -70,7 +76,7 @@ def describe(container: Container, plan: Plan, asked: str) -> dict[str, Any]:
     """The plan as plain values."""
     out = {"file": container.uri, "root": container.root} | summary.fit(container, plan, asked)
     del out["budget"]
-    return {"asked": asked, **out, "next_block": _next(container, plan)}
+    return {"asked": asked, **out, "measured": _measured(container, plan), "next_block": _next(container, plan)}
 
 
 def _next(container: Container, plan: Plan) -> dict[str, Any] | None:
@@ -85,8 +91,8 @@ def _next(container: Container, plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def text(container: Container, plan: Plan, out: dict[str, Any]) -> str:
-    """The plan for people."""
+def text(container: Container, plan: Plan, out: dict[str, Any], perplexity: float | None = None) -> str:
+    """The plan for people; ``perplexity`` is what was asked for, if it was that."""
     head = container.superblock.head_length
     following = out["next_block"]
     lines = [
@@ -106,18 +112,40 @@ def text(container: Container, plan: Plan, out: dict[str, Any]) -> str:
             f"{printable(following['tensor'])}",
         ),
         field("levels held", ", ".join(f"{n} by {count:,}" for n, count in out["levels"].items()) + " chains"),
-        field("perplexity", _expectation(container, plan)),
+        *_expectation(container, plan, perplexity),
     ]
     return "\n".join(lines)
 
 
-def _expectation(container: Container, plan: Plan) -> str:
+def _expectation(container: Container, plan: Plan, asked: float | None) -> list[str]:
+    """The perplexity to expect, and what was measured around it."""
     record, curve = summary.perplexity_record(container), summary.quality_curve(container)
     if record is None or not curve:
-        return "not known: the file holds no curve"
-    source = f"the file's curve, measured on {printable(record.text)}"
+        return [field("perplexity", "not known: the file holds no curve")]
+    source = f"measured on {printable(record.text)}"
     value = curve.at(plan.resident_bytes)
-    first, last = curve.points[0].resident, curve.points[-1].resident
+    first, last = curve.points[0], curve.points[-1]
     if value is None:
-        return f"not known: {source}, goes from {format_size(first)} to {format_size(last)}"
-    return f"about {number(value)}, an estimate from {source}; dense {number(record.dense)}"
+        span = f"from {format_size(first.resident)} to {format_size(last.resident)}"
+        return [field("perplexity", f"not known: the file's curve, {source}, goes {span}")]
+    lines = [f"about {number(value)}, an estimate from the file's curve; dense {number(record.dense)}"]
+    below, above = curve.around(plan.resident_bytes)
+    if below is not None and below == above:
+        lines = [f"{number(value)}, {source}; dense {number(record.dense)}"]
+    elif below is not None and above is not None:
+        lines.append(f"between {_point(below)} and {_point(above)}, {source}")
+    if asked is not None and asked > first.value:
+        lines.append("the curve begins here: fewer bytes may be enough, but were not measured")
+    return [field("" if i else "perplexity", line) for i, line in enumerate(lines)]
+
+
+def _point(point: Point) -> str:
+    return f"{number(point.value)} at {format_size(point.resident)}"
+
+
+def _measured(container: Container, plan: Plan) -> list[dict[str, Any]]:
+    """The measured points that an estimate lies between; one where a point itself is meant, none outside the curve."""
+    points = summary.quality_curve(container).around(plan.resident_bytes)
+    return [
+        {"resident_bytes": p.resident, "perplexity": p.value} for p in dict.fromkeys(points) if p and None not in points
+    ]

@@ -26,6 +26,7 @@ from bitstack.sweep import (
 )
 from bitstack.text import Windows
 from bsformat import Container
+from bsformat.registry import KINDS
 
 TINY = {
     "decompose.linear.ranks": (2, 2, 1),
@@ -257,6 +258,23 @@ def test_packing_by_the_reference(
         if recipe.order.sweep_tokens == 0:
             assert chains[:LINEAR] == sorted(chains[:LINEAR])
         assert bsformat.verify(container).ok
+
+
+@pytest.mark.skipif("lowrank" not in KINDS, reason="the format has no block kind lowrank yet")
+def test_packing_without_absolute_values(folder: Path, tmp_path: Path) -> None:
+    """Levels of a low-rank part only, of nearly the bytes that sign blocks have, and a worse model."""
+    files = {}
+    for name in ("reference", "reference-no-abs"):
+        recipe = load_recipe(name).changed(TINY | {"order.sweep_tokens": 0})
+        path = bitstack.pack(folder, tmp_path / f"{name}.bstk", recipe=recipe).path
+        with bsformat.open(path) as container:
+            kinds = {f.kind for f in container.metadata.forms}
+            (curve,) = container.metadata.curves
+            files[name] = (kinds, container.total_bytes, len(container), curve.points[-1][1])
+    (signs, plain) = files.values()
+    assert (signs[0], plain[0]) == ({"raw", "sign"}, {"raw", "lowrank"})
+    assert 0.8 * signs[1] < plain[1] <= signs[1]
+    assert signs[2] == plain[2]
 
 
 def test_every_evaluation_is_reported(folder: Path, tmp_path: Path) -> None:

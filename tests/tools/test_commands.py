@@ -15,6 +15,7 @@ import pytest
 
 import bsformat
 from bitstack.tools.serve_ranges import RangeServer
+from bsformat import format_size
 from tests.bsformat.encoder import Block, Image, sample
 from tests.models import PACK_OPTIONS
 from tests.tools.conftest import Bstk
@@ -198,7 +199,8 @@ def test_plan_for_a_budget(bstk: Bstk, curved: Path, budget: str) -> None:
         text = bstk("plan", curved, "--budget", budget).out
     assert f"{plan.budget:,} bytes" in text
     assert f"{plan.resident_bytes:,} bytes" in text
-    assert "estimate" in text
+    assert ("estimate" in text) == (len(out["measured"]) == 2)
+    assert "measured on test" in text
 
 
 def test_plan_for_a_perplexity(bstk: Bstk, curved: Path) -> None:
@@ -213,6 +215,25 @@ def test_plan_for_a_perplexity(bstk: Bstk, curved: Path) -> None:
                 assert container.planner.resident_bytes(n - 1) < out["plan"]["resident_bytes"]
                 less = bstk("plan", curved, "--budget", container.planner.resident_bytes(n - 1), "--json").json
                 assert less["perplexity"]["expected"] > wanted
+
+
+def test_plan_says_between_which_points_its_answer_lies(bstk: Bstk, curved: Path) -> None:
+    with bsformat.open(curved) as container:
+        first, last = container.index.required, len(container)
+        sizes = [container.planner.resident_bytes(n) for n in (first, (first + last) // 2, last)]
+    points = [{"resident_bytes": size, "perplexity": p} for size, p in zip(sizes, (80.0, 40.0, 20.0), strict=True)]
+    assert bstk("plan", curved, "--perplexity", 60, "--json").json["measured"] == points[:2]
+    assert bstk("plan", curved, "--perplexity", 20, "--json").json["measured"] == points[2:]
+    assert bstk("plan", curved, "--budget", sizes[0], "--json").json["measured"] == points[:1]
+    between = bstk("plan", curved, "--perplexity", 60).out
+    assert f"between 80.00 at {format_size(sizes[0])} and 40.00 at {format_size(sizes[1])}, measured on test" in between
+    assert "begins here" not in between
+    exact = bstk("plan", curved, "--perplexity", 20).out
+    assert "perplexity    20.00, measured on test; dense 18.00" in exact
+    assert " between 40" not in exact
+    above = bstk("plan", curved, "--perplexity", 1000).out
+    assert "perplexity    80.00, measured on test" in above
+    assert "the curve begins here: fewer bytes may be enough, but were not measured" in above
 
 
 def test_generate_prints_the_text_and_nothing_else(bstk: Bstk, tiny_bstk: Path) -> None:

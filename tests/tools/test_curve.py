@@ -37,6 +37,22 @@ def test_the_fewest_bytes_that_reach_a_value(value: float, resident: int | None)
     assert CURVE.reach(value) == resident
 
 
+@pytest.mark.parametrize(
+    ("resident", "below", "above"),
+    [(99, None, 100), (100, 100, 100), (101, 100, 200), (200, 200, 200), (399, 200, 400), (401, 400, None)],
+)
+def test_the_points_around_a_size(resident: int, below: int | None, above: int | None) -> None:
+    assert tuple(p and p.resident for p in CURVE.around(resident)) == (below, above)
+
+
+@given(curves, st.lists(st.floats(0.5, 1e9), min_size=2, max_size=5))
+def test_a_better_perplexity_never_needs_less(curve: QualityCurve, values: list[float]) -> None:
+    needed = [curve.reach(value) for value in sorted(values, reverse=True)]
+    known = [n for n in needed if n is not None]
+    assert known == sorted(known)
+    assert None not in needed[: len(known)]
+
+
 def test_the_order_of_the_points_does_not_matter() -> None:
     assert QualityCurve(reversed(CURVE.points)).points == CURVE.points
 

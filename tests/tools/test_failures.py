@@ -114,6 +114,8 @@ def test_a_curve_that_does_not_reach(failed: Failed, curved: Path) -> None:
     line = failed("plan", curved, "--perplexity", "19.5")
     assert "the best measured value is 20.000" in line
     assert "19.5" in line
+    assert "even the dense" not in line
+    assert "even the dense model has 18.000" in failed("plan", curved, "--perplexity", "17.9")
 
 
 def test_a_file_without_a_curve(failed: Failed, tiny_bstk: Path, tmp_path: Path) -> None:
