@@ -27,13 +27,21 @@ _WORST: Final = 700.0
 
 
 def order_of_paper(
-    container: Container, model: Any, windows: Windows, recipe: Recipe, report: Reporter
+    container: Container,
+    model: Any,
+    windows: Windows,
+    recipe: Recipe,
+    report: Reporter,
+    *,
+    known: Mapping[int, Sequence[float]] | None = None,
+    keep: Callable[[dict[int, list[float]]], object] = lambda scores: None,
 ) -> list[tuple[int, float]]:
     """All residual blocks of a file in one of the paper's orders.
 
     Args:
-        model: the dense model; its packed weights are overwritten with what the blocks hold.
+        model: the dense model; its packed weights are replaced by what the blocks hold.
         windows: the calibration text; `Order.sweep_tokens` of it are measured on.
+        known, keep: see `sweep`.
 
     Returns:
         (chain, worth) for each block, best first; worth is the measured drop of the log perplexity per byte.
@@ -44,9 +52,19 @@ def order_of_paper(
     if order.sweep_tokens == 0:
         return average_order(sizes, {chain: [0.0] * (len(size) + 1) for chain, size in sizes.items()})
     part = swept_text(windows, order)
-    evaluations = 1 + sum(len(measured_counts(len(size), order.sweep_levels)) for size in sizes.values())
-    with report.stage("sweep", evaluations * part.ids.numel(), "token") as advance:
-        scores = sweep(container, model, lambda: perplexity(model, part, progress=advance), order.sweep_levels)
+    counts = {chain: len(measured_counts(len(size), order.sweep_levels)) for chain, size in sizes.items()}
+    tokens = part.ids.numel()
+    with report.stage("sweep", tokens * (1 + sum(counts.values())), "token") as advance:
+        if known:
+            advance(tokens * (1 + sum(counts[chain] for chain in known)))
+        scores = sweep(
+            container,
+            model,
+            lambda: perplexity(model, part, progress=advance),
+            order.sweep_levels,
+            known=known,
+            keep=keep,
+        )
     return (average_order if order.method == "average" else greedy_order)(sizes, scores)
 
 
@@ -76,31 +94,47 @@ def measured_counts(n_levels: int, limit: int) -> list[int]:
     return sorted({round(i * n_levels / limit) for i in range(limit)})
 
 
-def sweep(container: Container, model: Any, evaluate: Callable[[], float], limit: int = 0) -> dict[int, list[float]]:
+def sweep(
+    container: Container,
+    model: Any,
+    evaluate: Callable[[], float],
+    limit: int = 0,
+    *,
+    known: Mapping[int, Sequence[float]] | None = None,
+    keep: Callable[[dict[int, list[float]]], object] = lambda scores: None,
+) -> dict[int, list[float]]:
     """Log perplexity for each chain with 0, 1, … and all of its blocks, all other chains complete.
 
     Every chain is written into the model level by level, and so ends complete. Between the counts that are measured
     the logarithm is interpolated.
 
     Args:
-        model: the dense model, whose packed weights are overwritten.
+        model: the dense model, whose packed weights are replaced.
         evaluate: its perplexity as it stands.
         limit: measurements of one chain; 0 is all levels.
+        known: results of an earlier run with the same arguments, which are not measured again.
+        keep: called with all results so far whenever a chain is measured.
     """
-    weights = dict(model.state_dict())
+    weights = dict(model.named_parameters(remove_duplicate=False))
     sizes = chain_sizes(container)
+    out = {chain: list(score) for chain, score in (known or {}).items()}
     with torch.no_grad():
+        for tensor in container.model_tensors.values():
+            if tensor.packed:  # what is there may be mapped from a file
+                weight = weights[tensor.name]
+                weight.data = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         for chain in sizes:
             place = _place(container, weights, chain)
-            total = sum(_levels(container, chain, len(sizes[chain])))
-            place.copy_(torch.from_numpy(np.asarray(total)))
-        complete = _logarithm(evaluate())
-        out = {}
+            place.copy_(torch.from_numpy(np.asarray(sum(_levels(container, chain)))))
+        complete = next((score[-1] for score in out.values()), None)
+        complete = _logarithm(evaluate()) if complete is None else complete
         for chain, size in sizes.items():
+            if chain in out:
+                continue
             place, wanted = _place(container, weights, chain), measured_counts(len(size), limit)
             partial = np.zeros(tuple(place.shape))
             points = []
-            for count, values in enumerate(_levels(container, chain, len(size))):
+            for count, values in enumerate(_levels(container, chain)):
                 if count in wanted:
                     place.copy_(torch.from_numpy(partial))
                     points.append(_logarithm(evaluate()))
@@ -108,6 +142,7 @@ def sweep(container: Container, model: Any, evaluate: Callable[[], float], limit
             place.copy_(torch.from_numpy(partial))
             curve = np.interp(range(len(size) + 1), [*wanted, len(size)], [*points, complete])
             out[chain] = [float(value) for value in curve]
+            keep(out)
     return out
 
 
@@ -118,8 +153,12 @@ def _logarithm(value: float) -> float:
 def _place(container: Container, weights: Mapping[str, torch.Tensor], chain: int) -> torch.Tensor:
     """The rows of a model's weight that a chain stands for, [rows, columns], as a view."""
     tensor, first, rows = _part(container, chain)
-    weight = weights[tensor.name].T if tensor.transposed else weights[tensor.name]
-    return weight[first : first + rows]
+    weight = weights[tensor.name]
+    if not tensor.transposed:
+        return weight.view(tensor.rows, tensor.columns)[first : first + rows]
+    # The transpose of a stack of matrices is no matrix; a chain lies within one of them.
+    matrix, row = divmod(first, tensor.shape[-2])
+    return weight.mT.view(-1, *tensor.shape[-2:])[matrix, row : row + rows]
 
 
 def _part(container: Container, chain: int) -> tuple[Tensor, int, int]:
@@ -128,13 +167,14 @@ def _part(container: Container, chain: int) -> tuple[Tensor, int, int]:
     return container.tensors[int(parts.tensor[chain])], int(parts.first_row[chain]), int(parts.rows[chain])
 
 
-def _levels(container: Container, chain: int, count: int) -> Iterator[Floats]:
+def _levels(container: Container, chain: int) -> Iterator[Floats]:
     """What each level of a chain adds to the weight: float64 [rows, columns]."""
     tensor, first, rows = _part(container, chain)
     row = _scale(container, tensor.row_scale)[first : first + rows]
-    col = _scale(container, tensor.col_scale)
+    cols = _scale(container, tensor.col_scale).reshape(-1, tensor.columns)  # one for all chains, or one for each
+    col = cols[(chain - tensor.first_chain) % len(cols)]
     own = np.flatnonzero(container.index.chain == chain).tolist()
-    for number in sorted(own, key=lambda n: int(container.index.level[n]))[:count]:
+    for number in sorted(own, key=lambda n: int(container.index.level[n])):
         block = container.block(number)
         yield rebuild.chain_values(tensor, rows, [(block.form, bytes(container.read_block(number)))], row, col)
 

@@ -62,12 +62,16 @@ class Recorder:
     """Stands for the model's perplexity, and looks at its weights whenever it is asked."""
 
     def __init__(self, model: Any, names: list[str]) -> None:
-        self.state = model.state_dict()
+        self.model = model
         self.names = names
         self.seen: list[dict[str, torch.Tensor]] = []
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: self.model.get_parameter(name).data for name in self.names}
+
     def __call__(self) -> float:
-        self.seen.append({name: self.state[name].clone() for name in self.names})
+        self.seen.append({name: value.clone() for name, value in self.state.items()})
         return float(len(self.seen) + 1)
 
 
@@ -110,6 +114,40 @@ def test_the_complete_model_is_what_a_reader_loads(container: Container, folder:
     loaded = bitstack.load(container, "500%", "cpu", torch.float32)
     with torch.inference_mode():
         torch.testing.assert_close(model(ids).logits, loaded(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_weights_that_were_there_are_left_alone(container: Container, folder: Path) -> None:
+    """They may be mapped from the file of the model."""
+    model = open_checkpoint(folder).model
+    before = {name: (value.data, value.data.clone()) for name, value in model.named_parameters()}
+    sweep(container, model, lambda: 2.0, 1)
+    assert all(torch.equal(value, copy) for value, copy in before.values())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    packed = [t.name for t in container.model_tensors.values() if t.packed]
+    assert all(not torch.equal(model.get_parameter(name), before[name][1]) for name in packed)
+
+
+def test_a_sweep_goes_on_where_it_was_ended(container: Container, folder: Path) -> None:
+    calls = []
+
+    def evaluate() -> float:
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        value = model.model.layers[0].mlp.up_proj.weight.norm() + model.model.layers[1].mlp.up_proj.weight.norm()
+        return float(value + model.model.embed_tokens.weight.norm())
+
+    kept: dict[int, list[float]] = {}
+    model = open_checkpoint(folder).model
+    with pytest.raises(KeyboardInterrupt):
+        sweep(container, model, evaluate, keep=kept.update)
+    assert len(kept) == 4  # 1 + 3 chains of 2 and 1 of 3 are complete
+    model = open_checkpoint(folder).model
+    again = sweep(container, model, evaluate, known=kept)
+    assert len(calls) == 12 + LINEAR * 3 - 3
+    model = open_checkpoint(folder).model
+    assert sweep(container, model, evaluate) == again
+    assert list(again) == list(chain_sizes(container))
 
 
 def test_transposed_weights(packed: Callable[[str], Any]) -> None:
