@@ -119,7 +119,7 @@ class Choice:
     @property
     def metavar(self) -> str:
         """See `Kind.metavar`."""
-        return "|".join(self.names)
+        return "{" + ",".join(self.names) + "}"
 
     def check(self, value: Any) -> str:
         """See `Kind.check`."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from bitstack.fields import Choice, Kind, Switch, shown
+from bitstack.fields import Kind, Switch, shown
 from bitstack.recipe import recipe_settings
 from bsformat import BstkError, parse_size
 
@@ -125,8 +125,6 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
         shape: dict[str, Any] = {"type": setting(item.kind), "metavar": item.kind.metavar}
         if isinstance(item.kind, Switch):
             shape = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(item.kind, Choice):
-            shape["metavar"] = "{" + ",".join(item.kind.names) + "}"
         # A flag that is not there must not override what a recipe says, so it leaves no attribute.
         meaning = f"{item.meaning} (default: {shown(item.value)})".replace("%", "%%")
         groups[section].add_argument(item.flag, dest=item.path, default=argparse.SUPPRESS, help=meaning, **shape)
