@@ -4,8 +4,11 @@ Imports nothing heavy: the command line builds its flags from these.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from bsformat.errors import RecipeError
 
 _HIGHEST: Final = 2**31 - 1
 
@@ -184,29 +187,66 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
-    """One or more values of one kind: a list in YAML, ``8,6,4`` on a command line."""
+class Described:
+    """Text in a notation of its own.
 
-    of: Whole
-    most: int
+    Attributes:
+        read: reads the notation; raises RecipeError.
+        what: what is expected, with an example.
+    """
+
+    read: Callable[[str], object]
+    what: str
+    metavar: str
 
     @property
     def expected(self) -> str:
         """See `Kind.expected`."""
-        return f"a list of 1 to {self.most} entries, each {self.of.expected}"
+        return self.what
+
+    def check(self, value: Any) -> str:
+        """See `Kind.check`."""
+        if not isinstance(value, str):
+            raise ValueError
+        try:
+            self.read(value)
+        except RecipeError as error:
+            raise ValueError(error.message) from None
+        return " ".join(value.split())
+
+    def parse(self, text: str) -> str:
+        """See `Kind.parse`."""
+        return self.check(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """One or more values of one kind: a list in YAML, ``8,6,4`` on a command line."""
+
+    of: Kind
+    most: int
+    unique: bool = False
+
+    @property
+    def expected(self) -> str:
+        """See `Kind.expected`."""
+        return f"a list of 1 to {self.most} {'different ' if self.unique else ''}entries, each {self.of.expected}"
 
     @property
     def metavar(self) -> str:
         """See `Kind.metavar`."""
         return f"{self.of.metavar},{self.of.metavar},…"
 
-    def check(self, value: Any) -> tuple[int, ...]:
+    def check(self, value: Any) -> tuple[Any, ...]:
         """See `Kind.check`."""
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.most:
             raise ValueError
-        return tuple(self.of.check(item) for item in value)
+        checked = tuple(self.of.check(item) for item in value)
+        if self.unique and len(set(checked)) < len(checked):
+            raise ValueError
+        return checked
 
-    def parse(self, text: str) -> tuple[int, ...]:
+    def parse(self, text: str) -> tuple[Any, ...]:
         """See `Kind.parse`."""
         return self.check([self.of.parse(part.strip()) for part in text.split(",")])
 

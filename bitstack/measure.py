@@ -1,76 +1,108 @@
 """What an error in a weight costs: the estimated change of the loss, and the scales that follow from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
-from .calibrate import LinearStatistics, TokenStatistics
-from .decompose import Scales, inverse_factor
+from .scales import Scales
+from .walk import Walker
 
-#: Share of the mean Fisher weight that every element of a token matrix has at least.
-_FISHER_FLOOR = 1e-3
+
+#: What every row of a token matrix weighs at least, relative to the mean.
+FREQUENCY_FLOOR: Final = 1e-3
 
 
 class Measure(Protocol):
-    """The cost of errors in one matrix [M, N]."""
+    """The cost of errors in a stack of B matrices [M, N]."""
 
-    def scales(self) -> Scales:
-        """Row and column scales."""
+    def walker(self) -> Walker:
+        """What the walk of the codes goes along."""
         ...
 
-    def inverse(self) -> torch.Tensor | None:
-        """What the sign walk goes along (`decompose.inverse_factor`), or None."""
+    def rows(self, error: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """Estimated loss a token for each row of an ``error`` [B, m, N]: float64 [B, m].
+
+        Args:
+            chosen: int64 [m], the rows of the matrices that the error is of; None stands for all.
+        """
         ...
 
-    def loss(self, error: torch.Tensor, first_row: int) -> float:
-        """Estimated loss a token for an ``error`` (float32 [m, N]) in rows from ``first_row``."""
+    def select(self, which: list[int]) -> "Measure":
+        """The measure of some of the matrices."""
         ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LinearMeasure:
-    """Of a linear layer: Σ over rows i of g2[i] · (E H Eᵀ)[i, i]."""
+    """Of linear layers: for row i, output[i] · (E H Eᵀ)[i, i].
 
-    statistics: LinearStatistics
+    Attributes:
+        hessian: float32 [B, N, N], mean of x·xᵀ over the tokens of the calibration.
+        output: float64 [B, M], mean squared gradient of the loss at each output.
+    """
 
-    def scales(self) -> Scales:
-        """Columns by the rms of the input, rows by the rms of the output gradient."""
-        return Scales.of(self.statistics.output.sqrt(), self.statistics.hessian.diagonal().double().sqrt())
+    hessian: torch.Tensor
+    output: torch.Tensor
 
-    def inverse(self) -> torch.Tensor:
-        """See `decompose.inverse_factor`."""
-        return inverse_factor(self.statistics.hessian)
+    def walker(self) -> Walker:
+        """See `Measure.walker`."""
+        return Walker.along(self.hessian)
 
-    def loss(self, error: torch.Tensor, first_row: int) -> float:
-        """See `Measure.loss`."""
-        rows = ((error @ self.statistics.hessian) * error).sum(1).double()
-        return float(rows @ self.statistics.output[first_row : first_row + len(error)])
+    def rows(self, error: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Measure.rows`."""
+        output = self.output if chosen is None else self.output[:, chosen]
+        return ((error @ self.hessian) * error).sum(-1).double() * output
+
+    def select(self, which: list[int]) -> "LinearMeasure":
+        """See `Measure.select`."""
+        return LinearMeasure(self.hessian[which], self.output[which])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TokenMeasure:
-    """Of an embedding or output head: Σ over elements of F · E², F the diagonal Fisher information of all uses."""
+    """Of embeddings and output heads: for row i the sum over all uses of weight[i] · (E A Eᵀ)[i, i].
 
-    statistics: TokenStatistics
+    As a head, the weight is the mean squared gradient of the logit and A the second moment of the hidden states; as an
+    embedding, the frequency of the token and the second moment of the gradient at its output.
 
-    def scales(self) -> Scales:
-        """Roots of the row and column means of the Fisher information."""
-        rows = sum(r * c.mean() for r, c in self.statistics.terms) + self._floor()
-        columns = sum(c * r.mean() for r, c in self.statistics.terms) + self._floor()
-        return Scales.of(torch.as_tensor(rows).sqrt(), torch.as_tensor(columns).sqrt())
+    Attributes:
+        uses: for each use the row weights, float64 [B, M], and the matrix A, float32 [N, N].
+    """
 
-    def inverse(self) -> None:
-        """Columns are taken as independent: nothing to walk along."""
+    uses: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
-    def loss(self, error: torch.Tensor, first_row: int) -> float:
-        """See `Measure.loss`."""
-        squares = error.square()
-        total = float(squares.sum().double()) * self._floor()
-        for rows, columns in self.statistics.terms:
-            by_row = squares @ columns.float()
-            total += float(by_row.double() @ rows[first_row : first_row + len(error)])
+    def walker(self) -> Walker:
+        """Along the sum of all uses, weighted by the rows of each group."""
+        return Walker.along(torch.stack([w.sum(1).float()[:, None, None] * a for w, a in self.uses]).sum(0))
+
+    def rows(self, error: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Measure.rows`."""
+        total = torch.zeros(error.shape[:2], dtype=torch.float64, device=error.device)
+        for weights, matrix in self.uses:
+            w = weights if chosen is None else weights[:, chosen]
+            total += ((error @ matrix) * error).sum(-1).double() * w
         return total
 
-    def _floor(self) -> float:
-        return _FISHER_FLOOR * float(sum(r.mean() * c.mean() for r, c in self.statistics.terms))
+    def select(self, which: list[int]) -> "TokenMeasure":
+        """See `Measure.select`."""
+        return TokenMeasure(tuple((w[which], a) for w, a in self.uses))
+
+
+def linear_scales(hessian: torch.Tensor, output: torch.Tensor) -> Scales:
+    """Columns by the rms of the input (of a Hessian [N, N]), rows by the rms of the output gradient [M]."""
+    return Scales.of(output.sqrt(), hessian.diagonal().double().sqrt())
+
+
+def token_scales(uses: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Scales:
+    """Roots of the row and column means of the diagonal Fisher information of all uses (row weights [V], A [D, D])."""
+    diagonals = [(w.double(), a.diagonal().double()) for w, a in uses]
+    rows = torch.stack([w * d.mean() for w, d in diagonals]).sum(0)
+    columns = torch.stack([d * w.mean() for w, d in diagonals]).sum(0)
+    return Scales.of(rows.sqrt(), columns.sqrt())
+
+
+def with_floor(weights: torch.Tensor) -> torch.Tensor:
+    """Row weights of a use, none below a share of their mean: a token that the text lacks will come one day."""
+    return weights + FREQUENCY_FLOOR * weights.mean()

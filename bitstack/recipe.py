@@ -12,11 +12,17 @@ from typing import Any
 from bsformat.errors import RecipeError
 from bsformat.registry import FACTOR_DTYPES, MAX_RANK
 
-from .fields import Choice, Number, Several, Switch, Text, Whole
+from .design import parse_design
+from .fields import Choice, Described, Number, Several, Switch, Text, Whole
 from .settings import Section, Setting, checked, merged, option, plain, settings_of
 
 #: Levels of one chain, at most.
 _MOST_LEVELS = 64
+
+#: Designs worth trying, measured on SmolLM2-135M (docs/quality.md).
+LINEAR_DESIGNS = ("s0.3 b3 s0.5 b2", "s1 b3 s0.5 b2", "s0.3 b4 s0.5 b3", "s1 b4 s0.5 b3", "s0.3 b2 b3")
+#: Errors in an embedding grow faster than their estimate: bits come one by one there.
+TOKEN_DESIGNS = ("b1 b1 b1 b1 b1 b1", "s0.2 b1 b1 b1 b1 b1 b1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +41,41 @@ class Calib(Section):
     text: str = option(
         Text("a text file, or self", "FILE"), "self", "a text file, or self: text that the model writes", flag="--calib"
     )
-    tokens: int = option(Whole(1), 8192, "tokens that the statistics of the inputs are taken from")
-    gradient_tokens: int = option(Whole(0), 8192, "how many of them the gradients are taken from as well")
-    window: int = option(Whole(2), 512, "tokens of one window of text")
+    tokens: int = option(Whole(1), 65536, "tokens that the statistics of the inputs are taken from")
+    gradient_tokens: int = option(Whole(0), 16384, "how many of them the gradients are taken from as well")
+    window: int = option(Whole(2), 1024, "tokens of one window of text")
 
 
 @dataclass(frozen=True, slots=True)
 class Options(Section):
     """How the chains of one group of matrices are made."""
 
-    ranks: tuple[int, ...] = option(
-        Several(Whole(1, MAX_RANK), _MOST_LEVELS), (8, 6, 4, 2, 2, 1, 1, 1), "rank of the factors at each level"
+    designs: tuple[str, ...] = option(
+        Several(Described(parse_design, "a design as 's0.3 b3 s0.5 b2'", "DESIGN"), 64, unique=True),
+        LINEAR_DESIGNS,
+        "designs of a chain, of which every matrix gets the best for it: s and a percentage is a sparse block, "
+        "b and a number that many bits, a sign block and planes, chosen together",
     )
-    factors: str = option(Choice(tuple(sorted(FACTOR_DTYPES))), "F8_E4M3", "element type of the factors")
-    stretch: float = option(
-        Number(0, 16), 1.1, "make the magnitudes larger by this: a sum of shrinking levels never reaches the tails"
+    tail: str = option(
+        Described(parse_design, "a design as 'b2 b2'", "DESIGN"), "b2 b2", "what follows the design in every chain"
+    )
+    ranks: tuple[int, ...] = option(
+        Several(Whole(1, MAX_RANK), _MOST_LEVELS),
+        (1, 2, 4, 8),
+        "ranks of the factors of which every block gets the best for it; with method paper, the rank of each level",
+    )
+    factors: tuple[str, ...] = option(
+        Several(Choice(tuple(sorted(FACTOR_DTYPES))), 2, unique=True),
+        ("F8_E4M3",),
+        "element types of the factors of which every block gets the best for it",
+    )
+    stretches: tuple[float, ...] = option(
+        Several(Number(0, 16), 16),
+        (0.85, 1.0, 1.1),
+        "magnitudes of which every block gets the best for it, relative to what fits a Gaussian",
     )
     walk: bool = option(
-        Switch(), True, "choose signs column by column and push each error into the columns to come, as GPTQ does"
+        Switch(), True, "choose codes column by column and push each error into the columns to come, as GPTQ does"
     )
     scales: str = option(
         Choice(("row_column", "column", "none")), "row_column", "which scales weigh the errors of a matrix"
@@ -73,8 +96,26 @@ class Options(Section):
 class Decompose(Section):
     """How matrices become chains of blocks: the linear layers, and embeddings and output heads (token)."""
 
+    bits: tuple[float, ...] = option(
+        Several(Number(0, 64), 64),
+        (2.75, 3.5, 4.0, 4.5, 5.25, 6.0, 7.0, 8.5),
+        "bits a weight, over the whole model, of the budgets that designs are weighed at",
+    )
+    emphasis: float = option(
+        Number(0, 1),
+        0.6,
+        "near 0 the smallest of these budgets decide, at 1 bytes count alike at all of them",
+    )
     linear: Options = Options()
-    token: Options = Options(ranks=(8, 8, 6, 4, 2, 2, 1, 1), walk=False)
+    token: Options = Options(designs=TOKEN_DESIGNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Tune(Section):
+    """Training of scales and raw vectors against the dense model, at many budgets at once."""
+
+    steps: int = option(Whole(0), 60, "windows of text to train on, other ones than the statistics are from; 0: none")
+    rate: float = option(Number(0, 1), 0.003, "step of every multiplier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +139,7 @@ class Order(Section):
 class Eval(Section):
     """The quality curve in the file."""
 
-    heldout_tokens: int = option(Whole(1), 4096, "tokens of other text that the quality curve is measured on")
+    heldout_tokens: int = option(Whole(1), 8192, "tokens of other text that the quality curve is measured on")
     curve_points: int = option(Whole(1), 6, "points of the quality curve")
 
 
@@ -124,6 +165,7 @@ class Recipe(Section):
     model: Model = Model()
     calib: Calib = Calib()
     decompose: Decompose = Decompose()
+    tune: Tune = Tune()
     order: Order = Order()
     eval: Eval = Eval()
     save: Save = Save()
@@ -142,8 +184,6 @@ class Recipe(Section):
             yield chains.walk and not native, f"{path}.walk", "method paper takes signs as they are: set it to false"
             yield native and chains.svd == "exact", f"{path}.svd", f"exact needs {path}.method paper"
             yield native and not chains.absolute, f"{path}.absolute", f"false needs {path}.method paper"
-        walk = self.decompose.token.walk
-        yield walk, "decompose.token.walk", "token matrices have no Hessian to walk along: set it to false"
         raw = self.decompose.linear.mode == self.decompose.token.mode == "raw"
         yield raw, "decompose.token.mode", "raw for linear and token leaves nothing to pack: set one of them to pack"
         blind = self.order.method == "worth" and self.calib.gradient_tokens == 0

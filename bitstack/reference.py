@@ -42,7 +42,7 @@ def chain(weight: torch.Tensor, scales: Scales, options: Options, *, seed: int) 
             rank = rank_of_equal_bytes(weight.shape[0], weight.shape[1], rank, options.factors)
             target, kind, signs = rest, "lowrank", np.empty(0, np.uint8)
         u, s, v = exact_svd(target, rank) if options.svd == "exact" else low_rank(target, rank, seed + level)
-        root = (options.stretch * s).sqrt()
+        root = s.sqrt()
         u, v, scale = stored_factors(u * root, v * root, options.factors)
         values = (u.float() if scale is None else u.float() * scale) @ v.float().T
         if options.absolute:
