@@ -1,4 +1,4 @@
-"""The layers that run on packed weights."""
+"""The layers that run on packed weights, and what stands for one in a module that keeps its own forward."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .packed import PackedTensor
+from .standin import Matrix, Source, Stack, StandIn, Whole, put_in
 
 
 class _Packed(nn.Module):
@@ -78,6 +79,75 @@ class BitStackEmbedding(_Packed):
     def extra_repr(self) -> str:
         """Shape and what is resident."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {_resident(self.packed)}"
+
+
+class BitStackParameter(_Packed):
+    """A packed parameter of a module that keeps its own forward: a subclass of a linear layer, a stack of experts.
+
+    It is a child of that module, so that it follows it from device to device; the module computes with a stand-in.
+
+    Args:
+        packed: the weight.
+        dtype: the type that the module sees; the model's.
+    """
+
+    _like: torch.Tensor
+
+    def __init__(self, packed: PackedTensor, dtype: torch.dtype) -> None:
+        super().__init__(packed)
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._like.dtype
+
+    def install(self, module: nn.Module, attribute: str) -> None:
+        """Take the place of a parameter."""
+        module._parameters.pop(attribute, None)
+        module.add_module(attribute, self)
+        put_in(module, attribute, self.stand_in())
+
+    def stand_in(self) -> StandIn:
+        """What the module sees: a matrix, or a stack of them if each is a chain of its own."""
+        tensor = self.packed.tensor
+        if len(tensor.shape) == 2:
+            return Matrix(_PackedSource(self), flipped=tensor.transposed)
+        if len(tensor.shape) != 3 or tensor.group_rows != tensor.shape[1]:
+            return Whole(tensor.shape, self.dtype, self.packed.device, lambda: self.packed.dense(self.dtype))
+        sources: list[Source] = [_PackedSource(self, group) for group in range(tensor.n_chains)]
+        return Stack(sources, flipped=tensor.transposed)
+
+    def extra_repr(self) -> str:
+        """Shape and what is resident."""
+        return f"{list(self.packed.tensor.shape)}, {_resident(self.packed)}"
+
+
+class _PackedSource:
+    """A packed matrix, or one chain of it, as `Source`."""
+
+    def __init__(self, owner: BitStackParameter, group: int | None = None) -> None:
+        self._owner, self._group = owner, group
+        tensor = owner.packed.tensor
+        self.rows = tensor.rows if group is None else tensor.group_rows
+        self.columns = tensor.columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._owner.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._owner.packed.device
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        return self._owner.packed.linear(x, self._group)
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.dense()[ids] if self._group is not None else self._owner.packed.rows(ids, self.dtype)
+
+    def dense(self) -> torch.Tensor:
+        return self._owner.packed.matrix(self.dtype, self._group)
 
 
 def _resident(packed: PackedTensor) -> str:
