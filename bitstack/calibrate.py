@@ -26,7 +26,7 @@ def calibrate(
     """Run the text through the dense model, forward and backward, and collect the statistics of all targets.
 
     Args:
-        model: a causal language model with dense weights.
+        model: a model with dense weights, and a task that the windows are prepared for.
         batch_tokens: tokens at a time; bounds the memory of activations and logits.
         progress: called with the number of tokens done since the last call.
 
@@ -34,19 +34,29 @@ def calibrate(
         ModelError: the model's logits are not finite.
     """
     collector = Collector(targets, _path(model, model.get_input_embeddings()))
-    per_batch = max(1, batch_tokens // windows.ids.shape[1])
+    generator = torch.Generator().manual_seed(0)
     with collector.attached(model), torch.enable_grad():
-        for ids in torch.split(windows.ids, per_batch):
-            logits = model(input_ids=ids, use_cache=False).logits
-            # The last position has no label; ignoring it costs less than cutting the logits, which are large.
-            labels = nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+        for inputs, labels in windows.batches(batch_tokens):
+            loss = _loss(model(**inputs), labels, windows.task, generator)
             if not torch.isfinite(loss):
                 raise ModelError("computes logits that are NaN or infinite", reason="model-values")
             loss.backward()  # type: ignore[no-untyped-call]
             collector.forget_inputs()
-            progress(ids.numel())
+            progress(inputs["input_ids"].numel())
     return collector.statistics(windows.ids.numel())
+
+
+def _loss(output: Any, labels: torch.Tensor, task: str, generator: torch.Generator) -> torch.Tensor:
+    """What is differentiated, summed over positions.
+
+    An encoder without a head has no loss. The squared gradients of a random projection of what it returns are, in the
+    mean, those of half its squared error: every output counts alike.
+    """
+    if task == "features":
+        parts = [output.get(name) for name in ("last_hidden_state", "pooler_output")]
+        terms = [(x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in parts if x is not None]
+        return torch.stack(terms).sum()
+    return nn.functional.cross_entropy(output.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:

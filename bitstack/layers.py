@@ -103,9 +103,9 @@ class BitStackParameter(_Packed):
         return self._like.dtype
 
     def install(self, module: nn.Module, attribute: str) -> None:
-        """Take the place of a parameter."""
+        """Take the place of a parameter; among the module's children as ``packed_`` and the parameter's name."""
         module._parameters.pop(attribute, None)
-        module.add_module(attribute, self)
+        module.add_module(f"packed_{attribute}", self)
         put_in(module, attribute, self.stand_in())
 
     def stand_in(self) -> StandIn:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,18 +19,26 @@ from .decompose import check_finite
 from .evaluation import perplexity
 from .packing import Recipe, write_blocks
 from .progress import Reporter, Silent
-from .targets import find_targets
+from .targets import survey
+from .task import METRICS, prepare
 from .text import Windows, file_windows, self_windows
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What `pack` made: where, its root digest, bytes of the file, and names of the parameters kept raw."""
+    """What `pack` made.
+
+    Attributes:
+        path, root, size: of the file: where it is, its root digest, its bytes.
+        raw: names of the parameters kept raw.
+        why_raw: why, of those that are large enough to be packed.
+    """
 
     path: str
     root: str
     size: int
     raw: tuple[str, ...]
+    why_raw: Mapping[str, str] = field(default_factory=dict)
 
 
 def pack(
@@ -58,7 +67,8 @@ def pack(
     if not os.path.isdir(folder):
         raise bsformat.errors.WriteError("the folder does not exist; create it first", where=folder)
     checkpoint = open_checkpoint(source)
-    targets = find_targets(checkpoint.model)
+    found = survey(checkpoint.model)
+    targets = found.targets
     if not targets:
         raise ModelError(
             "has nothing to pack: no linear layer, embedding or Conv1D that is large enough",
@@ -70,9 +80,11 @@ def pack(
     windows, heldout = _texts(checkpoint, calib, recipe, report)
     with report.stage("calibrate", windows.ids.numel(), "token") as advance:
         statistics = calibrate(checkpoint.model, targets, windows, progress=advance)
-    with report.stage("measure dense", heldout.ids.numel(), "token") as advance:
-        dense = perplexity(checkpoint.model, heldout, progress=advance)
-    extra = _provenance(checkpoint, windows, recipe)
+    dense = 0.0
+    if heldout.task in METRICS:
+        with report.stage("measure dense", heldout.ids.numel(), "token") as advance:
+            dense = perplexity(checkpoint.model, heldout, progress=advance)
+    extra = _provenance(checkpoint, windows, recipe, found.raw)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(path)}.") as scratch:
         draft = os.path.join(scratch, "draft.bstk")
         write_blocks(draft, checkpoint, targets, statistics, recipe, extra, report)
@@ -80,18 +92,38 @@ def pack(
         raw = tuple(n for n, _ in checkpoint.model.named_parameters() if n not in packed)
         del checkpoint, statistics
         with bsformat.open(draft) as container:
-            curve = _measure_curve(container, heldout, dense, recipe, report)
-            root = bsformat.rewrite(container, path, curves=[curve])
-    return Packed(path, root, os.path.getsize(path), raw)
+            curves = []
+            if heldout.task in METRICS:
+                curves.append(_measure_curve(container, heldout, dense, recipe, report))
+            root = bsformat.rewrite(container, path, curves=curves)
+    return Packed(path, root, os.path.getsize(path), raw, found.raw)
 
 
 def _texts(
     checkpoint: Checkpoint, calib: str | os.PathLike[str], recipe: Recipe, report: Reporter
 ) -> tuple[Windows, Windows]:
-    """Windows to calibrate on, and others, held out, for the quality curve."""
+    """Windows to calibrate on, and others, held out, for the quality curve; both as the model's task wants them."""
+    chosen, heldout = _windows(checkpoint, calib, recipe, report)
+
+    def prepared(windows: Windows, seed: int) -> Windows:
+        return prepare(windows, checkpoint.task, checkpoint.model, checkpoint.tokenizer, seed)
+
+    return prepared(chosen, recipe.seed), prepared(heldout, recipe.seed + 1)
+
+
+def _windows(
+    checkpoint: Checkpoint, calib: str | os.PathLike[str], recipe: Recipe, report: Reporter
+) -> tuple[Windows, Windows]:
     limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None) or recipe.window
     window = min(recipe.window, int(limit))
     count, heldout = max(1, recipe.calib_tokens // window), max(1, recipe.heldout_tokens // window)
+    if os.fspath(calib) == "self" and checkpoint.task != "causal":
+        raise ModelError(
+            f"is a {type(checkpoint.model).__name__}, which writes no text of its own to calibrate on: "
+            "name a text file with --calib FILE",
+            where=checkpoint.name,
+            reason="text",
+        )
     if os.fspath(calib) == "self":
         with report.stage("write text", (count + heldout) * window, "token") as advance:
             windows = self_windows(
@@ -112,7 +144,7 @@ def _texts(
     return Windows(name, everything.ids[chosen]), Windows(name, everything.ids[rest:])
 
 
-def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe, raw: dict[str, str]) -> dict[str, Any]:
     model = checkpoint.model
     return {
         "model": {
@@ -122,7 +154,7 @@ def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe) -> dic
         },
         "calibration": {"text": windows.name, "tokens": windows.ids.numel(), "window": windows.ids.shape[1]},
         "recipe": recipe.to_json(),
-    }
+    } | ({"raw": raw} if raw else {})
 
 
 def _measure_curve(container: Container, heldout: Windows, dense: float, recipe: Recipe, report: Reporter) -> Curve:
@@ -143,4 +175,4 @@ def _measure_curve(container: Container, heldout: Windows, dense: float, recipe:
             model.bitstack.resize(planner.prefix(count).resident_bytes + model.bitstack.widening)
             points.append((model.bitstack.plan.n_blocks, perplexity(model, heldout, progress=advance)))
     finite = tuple((n, v) for n, v in points if v < float("inf"))
-    return Curve("perplexity", heldout.name, heldout.ids.numel(), heldout.ids.shape[1], dense, finite)
+    return Curve(METRICS[heldout.task], heldout.name, heldout.ids.numel(), heldout.ids.shape[1], dense, finite)

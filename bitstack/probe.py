@@ -131,6 +131,7 @@ def _inputs(module: nn.Module, own: dict[str, nn.Parameter]) -> Iterator[tuple[t
         chosen = torch.tensor([[0, experts - 1], [min(1, experts - 1), 0], [0, experts - 1]])
         for width in sorted({size for p in own.values() for size in p.shape[1:]}):
             yield torch.randn(3, width), chosen, torch.rand(3, 2)
+            yield (torch.randn(3 * experts, width),)  # or as many for each, sorted
 
 
 def _random(name: str, shape: tuple[int, ...], transposed: bool) -> PackedTensor:

@@ -21,6 +21,7 @@ from .layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from .packed import PackedTensor
 from .probe import use_eager_experts
 from .targets import is_plain, is_plain_embedding
+from .task import model_class, task_of
 
 TORCH_DTYPES: Final = {
     "F64": torch.float64,
@@ -167,19 +168,19 @@ class Shell:
 
 def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     """The model that ``config.json`` describes, with all parameters on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     settings = _json(container, "config.json")
     kind = settings.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **_harmless(settings))
         with _meta_parameters():
-            build: Any = AutoModelForCausalLM.from_config
+            build: Any = model_class(task_of(config)).from_config
             model = build(config, dtype=dtype, trust_remote_code=False)
         if any(a.name == "generation_config.json" for a in container.metadata.attachments):
             model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
-    except BstkError:
-        raise
+    except BstkError as error:
+        raise ModelError(error.message, where=container.uri, reason=error.reason) from None
     except Exception as error:  # transformers raises whatever it likes on a configuration that makes no sense
         detail = " ".join(str(error).split())[:300]
         raise ModelError(

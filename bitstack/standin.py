@@ -146,7 +146,7 @@ class Matrix(StandIn):
 
 
 class Stack(StandIn):
-    """Stands for a stack of matrices [E, rows, columns] of which a module takes one at a time: experts.
+    """Stands for a stack of matrices [E, rows, columns], of which a module takes one at a time or all at once: experts.
 
     Args:
         sources: of each matrix.
@@ -230,6 +230,13 @@ def _matmul(input: Any, other: Any) -> Any:
     return other.source.linear(input)
 
 
+def _bmm(input: Any, other: Any) -> Any:
+    """All experts at once, each with tokens of its own."""
+    if isinstance(input, StandIn) or not isinstance(other, Stack) or not other.matrices[0].flipped:
+        return NotImplemented
+    return torch.stack([matrix.source.linear(x) for x, matrix in zip(input, other.matrices, strict=True)])
+
+
 def _embedding(
     input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, *rest: Any, **more: Any
 ) -> Any:
@@ -243,8 +250,10 @@ _KNOWN: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     functional.linear: _linear,
     functional.embedding: _embedding,
     torch.matmul: _matmul,
+    torch.bmm: _bmm,
     torch.mm: _matmul,
     torch.Tensor.matmul: _matmul,
     torch.Tensor.__matmul__: _matmul,
+    torch.Tensor.bmm: _bmm,
     torch.Tensor.mm: _matmul,
 }
