@@ -1,6 +1,7 @@
 """One pass over a little text, forward and backward, that shows what the loss feels (`bitstack.collect`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def calibrate(
     """
     collector = Collector(targets, _path(model, model.get_input_embeddings()))
     generator = torch.Generator().manual_seed(0)
-    with collector.attached(model), torch.enable_grad():
+    with _differentiable(model), collector.attached(model), torch.enable_grad():
         for inputs, labels in windows.batches(batch_tokens):
             loss = _loss(model(**inputs), labels, windows.task, generator)
             if not torch.isfinite(loss):
@@ -57,6 +58,21 @@ def _loss(output: Any, labels: torch.Tensor, task: str, generator: torch.Generat
         terms = [(x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in parts if x is not None]
         return torch.stack(terms).sum()
     return nn.functional.cross_entropy(output.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Give what embeddings look up a gradient, so that there is one even where they are no targets."""
+
+    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output if output.requires_grad else output.detach().requires_grad_().clone()
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:

@@ -12,14 +12,29 @@ from .standin import Matrix, Source, Stack, StandIn, Whole, put_in
 class _Packed(nn.Module):
     """What the layers share: a weight that is a `PackedTensor`, which follows the module from device to device."""
 
-    def __init__(self, packed: PackedTensor) -> None:
+    _like: torch.Tensor
+
+    def __init__(self, packed: PackedTensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
+        # A buffer of no elements follows `.to(dtype)`, and so says what type the model computes in.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The dense weight, rebuilt at every access: for inspection, not for computing."""
-        return self.packed.dense()
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._like.dtype
+
+    def stand_in(self) -> StandIn:
+        """What acts as the dense parameter: a matrix, or a stack of them if each is a chain of its own."""
+        tensor = self.packed.tensor
+        if len(tensor.shape) == 2:
+            return Matrix(_PackedSource(self), flipped=tensor.transposed)
+        if len(tensor.shape) != 3 or tensor.group_rows != tensor.shape[1]:
+            shape = (*tensor.shape[:-2], *tensor.shape[-2:][::-1]) if tensor.transposed else tensor.shape
+            return Whole(shape, _PackedSource(self), lambda: self.packed.dense(self.dtype))
+        sources: list[Source] = [_PackedSource(self, group) for group in range(tensor.n_chains)]
+        return Stack(sources, flipped=tensor.transposed)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "_Packed":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -33,14 +48,22 @@ class BitStackLinear(_Packed):
     Args:
         packed: the weight.
         bias: [out_features] or None.
+        dtype: the type of its weight, as others see it; the model's.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, packed: PackedTensor, bias: nn.Parameter | None = None) -> None:
-        super().__init__(packed)
+    def __init__(
+        self, packed: PackedTensor, bias: nn.Parameter | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(packed, dtype)
         self.in_features, self.out_features = packed.tensor.columns, packed.tensor.rows
         self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> StandIn:
+        """What acts as the dense weight; `StandIn.dense` rebuilds it."""
+        return self.stand_in()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features], in x's type."""
@@ -63,18 +86,19 @@ class BitStackEmbedding(_Packed):
         dtype: the type of what it returns; the model's.
     """
 
-    _like: torch.Tensor
-
     def __init__(self, packed: PackedTensor, padding_idx: int | None, dtype: torch.dtype) -> None:
-        super().__init__(packed)
+        super().__init__(packed, dtype)
         self.num_embeddings, self.embedding_dim = packed.tensor.rows, packed.tensor.columns
         self.padding_idx = padding_idx
-        # A buffer of no elements follows `.to(dtype)`, and so says what type the model computes in.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def weight(self) -> StandIn:
+        """What acts as the dense weight; `StandIn.dense` rebuilds it."""
+        return self.stand_in()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 [...] -> [..., embedding_dim]."""
-        return self.packed.rows(ids, self._like.dtype)
+        return self.packed.rows(ids, self.dtype)
 
     def extra_repr(self) -> str:
         """Shape and what is resident."""
@@ -91,32 +115,11 @@ class BitStackParameter(_Packed):
         dtype: the type that the module sees; the model's.
     """
 
-    _like: torch.Tensor
-
-    def __init__(self, packed: PackedTensor, dtype: torch.dtype) -> None:
-        super().__init__(packed)
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return self._like.dtype
-
     def install(self, module: nn.Module, attribute: str) -> None:
         """Take the place of a parameter; among the module's children as ``packed_`` and the parameter's name."""
         module._parameters.pop(attribute, None)
         module.add_module(f"packed_{attribute}", self)
         put_in(module, attribute, self.stand_in())
-
-    def stand_in(self) -> StandIn:
-        """What the module sees: a matrix, or a stack of them if each is a chain of its own."""
-        tensor = self.packed.tensor
-        if len(tensor.shape) == 2:
-            return Matrix(_PackedSource(self), flipped=tensor.transposed)
-        if len(tensor.shape) != 3 or tensor.group_rows != tensor.shape[1]:
-            return Whole(tensor.shape, self.dtype, self.packed.device, lambda: self.packed.dense(self.dtype))
-        sources: list[Source] = [_PackedSource(self, group) for group in range(tensor.n_chains)]
-        return Stack(sources, flipped=tensor.transposed)
 
     def extra_repr(self) -> str:
         """Shape and what is resident."""
@@ -126,7 +129,7 @@ class BitStackParameter(_Packed):
 class _PackedSource:
     """A packed matrix, or one chain of it, as `Source`."""
 
-    def __init__(self, owner: BitStackParameter, group: int | None = None) -> None:
+    def __init__(self, owner: _Packed, group: int | None = None) -> None:
         self._owner, self._group = owner, group
         tensor = owner.packed.tensor
         self.rows = tensor.rows if group is None else tensor.group_rows

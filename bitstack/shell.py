@@ -132,7 +132,7 @@ class Shell:
             if is_plain_embedding(module):
                 new = BitStackEmbedding(packed, module.padding_idx, self.dtype)
             else:
-                new = BitStackLinear(packed, module.bias)
+                new = BitStackLinear(packed, module.bias, self.dtype)
             parent, _, child = path.rpartition(".")
             setattr(self.model.get_submodule(parent), child, new)
 

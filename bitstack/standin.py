@@ -185,14 +185,23 @@ class Whole(StandIn):
     """Stands for a tensor that is rebuilt whole at every use.
 
     Args:
-        shape, dtype, device: of the tensor.
+        shape: of the tensor.
+        source: of all its elements as one matrix; it has the type and the device.
         dense: rebuilds it.
     """
 
-    def __init__(
-        self, shape: Iterable[int], dtype: torch.dtype, device: torch.device, dense: Callable[[], torch.Tensor]
-    ) -> None:
-        self.shape, self.dtype, self.device, self._dense = torch.Size(shape), dtype, device, dense
+    def __init__(self, shape: Iterable[int], source: Source, dense: Callable[[], torch.Tensor]) -> None:
+        self.shape, self.source, self._dense = torch.Size(shape), source, dense
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """The type of the source."""
+        return self.source.dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The device of the source."""
+        return self.source.device
 
     def dense(self) -> torch.Tensor:
         """See `StandIn.dense`."""
