@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from bsformat.errors import ModelError
+
+from .task import METRICS
 from .text import Windows
 
 #: Positions whose logits are turned into losses at once.
@@ -21,7 +24,12 @@ def perplexity(
     Args:
         batch_tokens: tokens that go through the model at once.
         progress: called with the number of tokens done since the last call.
+
+    Raises:
+        ModelError: the model is an encoder without a head.
     """
+    if windows.task not in METRICS:
+        raise ModelError(f"is a {type(model).__name__}, which says nothing about a text", reason="model-task")
     total, count = 0.0, 0
     with torch.inference_mode():
         for inputs, labels in windows.batches(batch_tokens):

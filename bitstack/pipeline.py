@@ -71,7 +71,7 @@ def pack(
     targets = found.targets
     if not targets:
         raise ModelError(
-            "has nothing to pack: no linear layer, embedding or Conv1D that is large enough",
+            "has nothing to pack: no linear layer, embedding, Conv1D or stack of experts that is large enough",
             where=os.fspath(source),
             reason="nothing-to-pack",
         )
