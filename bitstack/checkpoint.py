@@ -12,6 +12,8 @@ import torch
 
 from bsformat.errors import ModelError
 
+from .task import Task, model_class, task_of
+
 #: Files of a model directory that travel along with the weights, when they are there.
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -38,6 +40,7 @@ class Checkpoint:
         tokenizer: its tokenizer.
         files: the attachments: file name -> bytes.
         dtype: what the weights were stored as.
+        task: what the model does.
     """
 
     name: str
@@ -45,10 +48,11 @@ class Checkpoint:
     tokenizer: Any
     files: dict[str, bytes]
     dtype: torch.dtype
+    task: Task = "causal"
 
 
 def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
-    """Load a causal language model and its tokenizer.
+    """Load a model and its tokenizer: a language model, causal or not, or an encoder, as its configuration says.
 
     No code that comes with a model is run: an ``auto_map`` in its configuration is ignored.
 
@@ -73,11 +77,10 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         _need_gguf(name)
     elif path.is_dir():
         _check_directory(path)
-    model, dtype = _load_model(where, name)
+    model, dtype, task = _load_model(where, name)
     tokenizer = _load_tokenizer(where, name)
-    return Checkpoint(
-        path.stem if path.is_file() else path.name or name, model, tokenizer, _files(model, tokenizer), dtype
-    )
+    title = path.stem if path.is_file() else path.name or name
+    return Checkpoint(title, model, tokenizer, _files(model, tokenizer), dtype, task)
 
 
 def _need_gguf(name: str) -> None:
@@ -93,23 +96,28 @@ def _check_directory(path: Path) -> None:
         raise ModelError("has no weights (*.safetensors or *.bin); download the whole model", where=str(path))
 
 
-def _load_model(where: dict[str, Any], name: str) -> tuple[Any, torch.dtype]:
-    """The model in float32, and the type that its weights are stored as."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _load_model(where: dict[str, Any], name: str) -> tuple[Any, torch.dtype, Task]:
+    """The model in float32, the type that its weights are stored as, and what it does."""
+    from transformers import AutoConfig
 
+    task: Task = "causal"
     try:
         dtype: Any = torch.float16
         if "gguf_file" not in where:  # the model's own configuration says float32 once it is loaded so
-            dtype = AutoConfig.from_pretrained(**where, trust_remote_code=False).dtype
-        load: Any = AutoModelForCausalLM.from_pretrained
+            config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+            dtype, task = config.dtype, task_of(config)
+        load: Any = model_class(task).from_pretrained
         model, report = load(**where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+    except ModelError as error:
+        raise ModelError(error.message, where=name, reason=error.reason) from None
     except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
-        raise ModelError(f"cannot be loaded as a causal language model: {_line(error)}", where=name) from None
+        raise ModelError(f"cannot be loaded as a language model: {_line(error)}", where=name) from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"its files lack the tensor {missing[0]!r} ({len(missing)} in all); download the whole model", where=name
         )
-    return model.eval().requires_grad_(False), dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+    kept = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return model.eval().requires_grad_(False), kept, task
 
 
 def _load_tokenizer(where: dict[str, Any], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The layers that run on packed weights."""
+"""The layers that run on packed weights, and what stands for one in a module that keeps its own forward."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,35 @@ import torch
 from torch import nn
 
 from .packed import PackedTensor
+from .standin import Matrix, Source, Stack, StandIn, Whole, put_in
 
 
 class _Packed(nn.Module):
     """What the layers share: a weight that is a `PackedTensor`, which follows the module from device to device."""
 
-    def __init__(self, packed: PackedTensor) -> None:
+    _like: torch.Tensor
+
+    def __init__(self, packed: PackedTensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
+        # A buffer of no elements follows `.to(dtype)`, and so says what type the model computes in.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The dense weight, rebuilt at every access: for inspection, not for computing."""
-        return self.packed.dense()
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._like.dtype
+
+    def stand_in(self) -> StandIn:
+        """What acts as the dense parameter: a matrix, or a stack of them if each is a chain of its own."""
+        tensor = self.packed.tensor
+        if len(tensor.shape) == 2:
+            return Matrix(_PackedSource(self), flipped=tensor.transposed)
+        if len(tensor.shape) != 3 or tensor.group_rows != tensor.shape[1]:
+            shape = (*tensor.shape[:-2], *tensor.shape[-2:][::-1]) if tensor.transposed else tensor.shape
+            return Whole(shape, _PackedSource(self), lambda: self.packed.dense(self.dtype))
+        sources: list[Source] = [_PackedSource(self, group) for group in range(tensor.n_chains)]
+        return Stack(sources, flipped=tensor.transposed)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "_Packed":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -32,14 +48,22 @@ class BitStackLinear(_Packed):
     Args:
         packed: the weight.
         bias: [out_features] or None.
+        dtype: the type of its weight, as others see it; the model's.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, packed: PackedTensor, bias: nn.Parameter | None = None) -> None:
-        super().__init__(packed)
+    def __init__(
+        self, packed: PackedTensor, bias: nn.Parameter | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(packed, dtype)
         self.in_features, self.out_features = packed.tensor.columns, packed.tensor.rows
         self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> StandIn:
+        """What acts as the dense weight; `StandIn.dense` rebuilds it."""
+        return self.stand_in()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features], in x's type."""
@@ -62,22 +86,71 @@ class BitStackEmbedding(_Packed):
         dtype: the type of what it returns; the model's.
     """
 
-    _like: torch.Tensor
-
     def __init__(self, packed: PackedTensor, padding_idx: int | None, dtype: torch.dtype) -> None:
-        super().__init__(packed)
+        super().__init__(packed, dtype)
         self.num_embeddings, self.embedding_dim = packed.tensor.rows, packed.tensor.columns
         self.padding_idx = padding_idx
-        # A buffer of no elements follows `.to(dtype)`, and so says what type the model computes in.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def weight(self) -> StandIn:
+        """What acts as the dense weight; `StandIn.dense` rebuilds it."""
+        return self.stand_in()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 [...] -> [..., embedding_dim]."""
-        return self.packed.rows(ids, self._like.dtype)
+        return self.packed.rows(ids, self.dtype)
 
     def extra_repr(self) -> str:
         """Shape and what is resident."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {_resident(self.packed)}"
+
+
+class BitStackParameter(_Packed):
+    """A packed parameter of a module that keeps its own forward: a subclass of a linear layer, a stack of experts.
+
+    It is a child of that module, so that it follows it from device to device; the module computes with a stand-in.
+
+    Args:
+        packed: the weight.
+        dtype: the type that the module sees; the model's.
+    """
+
+    def install(self, module: nn.Module, attribute: str) -> None:
+        """Take the place of a parameter; among the module's children as ``packed_`` and the parameter's name."""
+        module._parameters.pop(attribute, None)
+        module.add_module(f"packed_{attribute}", self)
+        put_in(module, attribute, self.stand_in())
+
+    def extra_repr(self) -> str:
+        """Shape and what is resident."""
+        return f"{list(self.packed.tensor.shape)}, {_resident(self.packed)}"
+
+
+class _PackedSource:
+    """A packed matrix, or one chain of it, as `Source`."""
+
+    def __init__(self, owner: _Packed, group: int | None = None) -> None:
+        self._owner, self._group = owner, group
+        tensor = owner.packed.tensor
+        self.rows = tensor.rows if group is None else tensor.group_rows
+        self.columns = tensor.columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._owner.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._owner.packed.device
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        return self._owner.packed.linear(x, self._group)
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.dense()[ids] if self._group is not None else self._owner.packed.rows(ids, self.dtype)
+
+    def dense(self) -> torch.Tensor:
+        return self._owner.packed.matrix(self.dtype, self._group)
 
 
 def _resident(packed: PackedTensor) -> str:

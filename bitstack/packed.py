@@ -89,9 +89,10 @@ class PackedTensor:
         self._payloads = [[(form, move(data)) for form, data in group] for group in self._payloads]
         self.set_scales(moved(self.row_scale), moved(self.col_scale))
 
-    def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """x·Wᵀ: [..., columns] -> [..., rows], in x's type."""
-        parts = [kernels.linear(x, chain) for chain in self._chains]
+    def linear(self, x: torch.Tensor, group: int | None = None) -> torch.Tensor:
+        """x·Wᵀ: [..., columns] -> [..., rows], in x's type; with the rows of one chain only if ``group`` names it."""
+        chains = self._chains if group is None else [self._chains[group]]
+        parts = [kernels.linear(x, chain) for chain in chains]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -108,8 +109,13 @@ class PackedTensor:
                 out[chosen] = kernels.rows(self._chains[number], local, dtype=dtype)
         return out.view(*ids.shape, self.tensor.columns)
 
+    def matrix(self, dtype: torch.dtype = torch.float32, group: int | None = None) -> torch.Tensor:
+        """W [rows, columns], rebuilt; or the rows of one chain."""
+        chains = self._chains if group is None else [self._chains[group]]
+        parts = [kernels.rebuild(chain, dtype=dtype) for chain in chains]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The whole matrix [rows, columns], rebuilt; of the original parameter's orientation if that is transposed."""
-        parts = [kernels.rebuild(chain, dtype=dtype) for chain in self._chains]
-        matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return matrix.T if self.tensor.transposed else matrix.view(self.tensor.shape)
+        """The model's parameter, rebuilt, in its own shape and orientation."""
+        parameter = self.matrix(dtype).view(self.tensor.shape)
+        return parameter.mT if self.tensor.transposed else parameter

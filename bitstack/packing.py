@@ -63,7 +63,7 @@ def write_blocks(
             for number, target in enumerate(targets):
                 weight = state[target.name].float()
                 decompose.check_finite(weight, target.name)
-                matrix = weight.T.contiguous() if target.transposed else weight
+                matrix = target.matrix(weight)
                 for chain, loss, size in _write_chains(
                     writer,
                     chains[target.name],
@@ -148,9 +148,8 @@ def _tensors(
             continue
         yield Tensor(f"{name}#row_scale", (target.rows,), "F16")
         yield Tensor(f"{name}#col_scale", (target.columns,), "F16")
-        shape = (target.rows, target.columns)
         dense = _NAMES.get(dtype, "F32")
-        yield Tensor(name, shape, dense, target.group_rows, number, number + 1, target.transposed)
+        yield Tensor(name, target.shape, dense, target.group_rows, number, number + 1, target.transposed)
         number += 3
 
 

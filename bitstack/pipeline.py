@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,29 +17,35 @@ from .calibrate import calibrate
 from .checkpoint import Checkpoint, open_checkpoint
 from .decompose import check_finite
 from .evaluation import perplexity
-from .packing import chain_options, write_blocks
+from .packing import Recipe, write_blocks
 from .progress import Reporter, Silent
-from .recipe import Recipe
-from .sweep import order_of_paper
-from .targets import find_targets
+from .targets import survey
+from .task import METRICS, prepare
 from .text import Windows, file_windows, self_windows
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What `pack` made: where, its root digest, bytes of the file, and names of the parameters kept raw."""
+    """What `pack` made.
+
+    Attributes:
+        path, root, size: of the file: where it is, its root digest, its bytes.
+        raw: names of the parameters kept raw.
+        why_raw: why, of those that are large enough to be packed.
+    """
 
     path: str
     root: str
     size: int
     raw: tuple[str, ...]
+    why_raw: Mapping[str, str] = field(default_factory=dict)
 
 
 def pack(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    calib: str | os.PathLike[str] | None = None,
+    calib: str | os.PathLike[str] = "self",
     recipe: Recipe | None = None,
     report: Reporter | None = None,
 ) -> Packed:
@@ -47,7 +54,7 @@ def pack(
     Args:
         source: a Hugging Face directory or hub id, or a ``.gguf`` file.
         output: the file to write; it appears when everything is done, and only then.
-        calib: a text file, or ``self``: text that the model writes itself; None is what the recipe says.
+        calib: a text file, or ``self``: text that the model writes itself.
         recipe: how; None is the default recipe.
         report: shows the progress.
 
@@ -55,16 +62,16 @@ def pack(
         ModelError: the model cannot be read or packed. WriteError: the file cannot be written.
     """
     recipe, report = recipe or Recipe(), report or Silent()
-    calib = recipe.calib.text if calib is None else calib
     path = os.fspath(output)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise bsformat.errors.WriteError("the folder does not exist; create it first", where=folder)
-    checkpoint = open_checkpoint(source, revision=recipe.model.revision)
-    targets = [t for t in find_targets(checkpoint.model) if chain_options(recipe, t).mode == "pack"]
+    checkpoint = open_checkpoint(source)
+    found = survey(checkpoint.model)
+    targets = found.targets
     if not targets:
         raise ModelError(
-            "has nothing to pack: no linear layer, embedding or Conv1D that is large enough",
+            "has nothing to pack: no linear layer, embedding, Conv1D or stack of experts that is large enough",
             where=os.fspath(source),
             reason="nothing-to-pack",
         )
@@ -72,37 +79,51 @@ def pack(
         check_finite(value, name)
     windows, heldout = _texts(checkpoint, calib, recipe, report)
     with report.stage("calibrate", windows.ids.numel(), "token") as advance:
-        statistics = calibrate(
-            checkpoint.model, targets, windows, gradient_tokens=recipe.calib.gradient_tokens, progress=advance
-        )
-    with report.stage("measure dense", heldout.ids.numel(), "token") as advance:
-        dense = perplexity(checkpoint.model, heldout, progress=advance)
-    extra = _provenance(checkpoint, windows, recipe)
+        statistics = calibrate(checkpoint.model, targets, windows, progress=advance)
+    dense = 0.0
+    if heldout.task in METRICS:
+        with report.stage("measure dense", heldout.ids.numel(), "token") as advance:
+            dense = perplexity(checkpoint.model, heldout, progress=advance)
+    extra = _provenance(checkpoint, windows, recipe, found.raw)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(path)}.") as scratch:
         draft = os.path.join(scratch, "draft.bstk")
         write_blocks(draft, checkpoint, targets, statistics, recipe, extra, report)
         packed = {t.name for t in targets}
         raw = tuple(n for n, _ in checkpoint.model.named_parameters() if n not in packed)
-        if recipe.order.method != "worth":
-            ordered = os.path.join(scratch, "ordered.bstk")
-            with bsformat.open(draft) as container:
-                order = order_of_paper(container, checkpoint.model, windows, recipe, report)
-                bsformat.rewrite(container, ordered, order=order)
-            draft = ordered
         del checkpoint, statistics
         with bsformat.open(draft) as container:
-            curve = _measure_curve(container, heldout, dense, recipe, report)
-            root = bsformat.rewrite(container, path, curves=[curve])
-    return Packed(path, root, os.path.getsize(path), raw)
+            curves = []
+            if heldout.task in METRICS:
+                curves.append(_measure_curve(container, heldout, dense, recipe, report))
+            root = bsformat.rewrite(container, path, curves=curves)
+    return Packed(path, root, os.path.getsize(path), raw, found.raw)
 
 
 def _texts(
     checkpoint: Checkpoint, calib: str | os.PathLike[str], recipe: Recipe, report: Reporter
 ) -> tuple[Windows, Windows]:
-    """Windows to calibrate on, and others, held out, for the quality curve."""
-    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None) or recipe.calib.window
-    window = min(recipe.calib.window, int(limit))
-    count, heldout = max(1, recipe.calib.tokens // window), max(1, recipe.eval.heldout_tokens // window)
+    """Windows to calibrate on, and others, held out, for the quality curve; both as the model's task wants them."""
+    chosen, heldout = _windows(checkpoint, calib, recipe, report)
+
+    def prepared(windows: Windows, seed: int) -> Windows:
+        return prepare(windows, checkpoint.task, checkpoint.model, checkpoint.tokenizer, seed)
+
+    return prepared(chosen, recipe.seed), prepared(heldout, recipe.seed + 1)
+
+
+def _windows(
+    checkpoint: Checkpoint, calib: str | os.PathLike[str], recipe: Recipe, report: Reporter
+) -> tuple[Windows, Windows]:
+    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None) or recipe.window
+    window = min(recipe.window, int(limit))
+    count, heldout = max(1, recipe.calib_tokens // window), max(1, recipe.heldout_tokens // window)
+    if os.fspath(calib) == "self" and checkpoint.task != "causal":
+        raise ModelError(
+            f"is a {type(checkpoint.model).__name__}, which writes no text of its own to calibrate on: "
+            "name a text file with --calib FILE",
+            where=checkpoint.name,
+            reason="text",
+        )
     if os.fspath(calib) == "self":
         with report.stage("write text", (count + heldout) * window, "token") as advance:
             windows = self_windows(
@@ -123,7 +144,7 @@ def _texts(
     return Windows(name, everything.ids[chosen]), Windows(name, everything.ids[rest:])
 
 
-def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe, raw: dict[str, str]) -> dict[str, Any]:
     model = checkpoint.model
     return {
         "model": {
@@ -132,15 +153,14 @@ def _provenance(checkpoint: Checkpoint, windows: Windows, recipe: Recipe) -> dic
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "calibration": {"text": windows.name, "tokens": windows.ids.numel(), "window": windows.ids.shape[1]},
-        # The name of a text, not the path to it on one machine.
-        "recipe": recipe.changed({"calib.text": windows.name}).to_json(),
-    }
+        "recipe": recipe.to_json(),
+    } | ({"raw": raw} if raw else {})
 
 
 def _measure_curve(container: Container, heldout: Windows, dense: float, recipe: Recipe, report: Reporter) -> Curve:
     """Perplexity of the held-out text at budgets from the smallest to all blocks, each loaded as a user loads it."""
     low, high = container.minimum_bytes, container.total_bytes
-    steps = recipe.eval.curve_points
+    steps = recipe.curve_points
     # Closer together where the curve is steep, at the small end.
     budgets = [low + int((high - low) * (0.2 + 0.8 * (i / max(steps - 1, 1)) ** 1.5)) for i in range(steps)]
     counts = sorted({container.planner.plan(max(b, low)).n_blocks for b in budgets})
@@ -155,4 +175,4 @@ def _measure_curve(container: Container, heldout: Windows, dense: float, recipe:
             model.bitstack.resize(planner.prefix(count).resident_bytes + model.bitstack.widening)
             points.append((model.bitstack.plan.n_blocks, perplexity(model, heldout, progress=advance)))
     finite = tuple((n, v) for n, v in points if v < float("inf"))
-    return Curve("perplexity", heldout.name, heldout.ids.numel(), heldout.ids.shape[1], dense, finite)
+    return Curve(METRICS[heldout.task], heldout.name, heldout.ids.numel(), heldout.ids.shape[1], dense, finite)

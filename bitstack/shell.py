@@ -17,9 +17,11 @@ from torch import nn
 from bsformat import Block, Container, Tensor
 from bsformat.errors import BstkError, ModelError
 
-from .layers import BitStackEmbedding, BitStackLinear
+from .layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from .packed import PackedTensor
-from .targets import is_conv1d, is_plain_embedding, is_plain_linear
+from .probe import use_eager_experts
+from .targets import is_plain, is_plain_embedding
+from .task import model_class, task_of
 
 TORCH_DTYPES: Final = {
     "F64": torch.float64,
@@ -120,13 +122,17 @@ class Shell:
             path, attribute = self._owner(name)
             module = self.model.get_submodule(path)
             self._check_shape(tensor, getattr(module, attribute), name)
+            if attribute not in module._parameters:
+                raise self._unfit(name, "is packed, but no parameter of this architecture")
+            if attribute != "weight" or not is_plain(module):
+                use_eager_experts(module)
+                BitStackParameter(packed, self.dtype).install(module, attribute)
+                continue
             new: nn.Module
             if is_plain_embedding(module):
                 new = BitStackEmbedding(packed, module.padding_idx, self.dtype)
-            elif is_plain_linear(module) or is_conv1d(module):
-                new = BitStackLinear(packed, module.bias)
             else:
-                raise self._unfit(name, f"is the {attribute} of a {type(module).__name__}, which cannot be packed")
+                new = BitStackLinear(packed, module.bias, self.dtype)
             parent, _, child = path.rpartition(".")
             setattr(self.model.get_submodule(parent), child, new)
 
@@ -152,7 +158,7 @@ class Shell:
         return path, attribute
 
     def _check_shape(self, tensor: Tensor, place: torch.Tensor, name: str) -> None:
-        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+        shape = (*tensor.shape[:-2], *tensor.shape[-2:][::-1]) if tensor.transposed else tensor.shape
         if tuple(place.shape) != shape:
             raise self._unfit(name, f"has shape {list(shape)}, the architecture expects {list(place.shape)}")
 
@@ -162,19 +168,19 @@ class Shell:
 
 def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     """The model that ``config.json`` describes, with all parameters on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     settings = _json(container, "config.json")
     kind = settings.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **_harmless(settings))
         with _meta_parameters():
-            build: Any = AutoModelForCausalLM.from_config
+            build: Any = model_class(task_of(config)).from_config
             model = build(config, dtype=dtype, trust_remote_code=False)
         if any(a.name == "generation_config.json" for a in container.metadata.attachments):
             model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
-    except BstkError:
-        raise
+    except BstkError as error:
+        raise ModelError(error.message, where=container.uri, reason=error.reason) from None
     except Exception as error:  # transformers raises whatever it likes on a configuration that makes no sense
         detail = " ".join(str(error).split())[:300]
         raise ModelError(

@@ -1,7 +1,7 @@
 """Texts as windows of tokens: from a file, or written by the model itself."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,36 @@ class Windows:
     Attributes:
         name: which text, for people and for the file's record.
         ids: int64 [number of windows, tokens a window]; each window stands alone.
+        task: what a model is to do with them (`bitstack.task`).
+        labels: int64 [number of windows, positions], what it is to say at each position, -100 for nothing; None: the
+            next token.
+        decoder_ids: int64, of the shape of ``labels``: what a decoder is given, where the model has one of its own.
     """
 
     name: str
     ids: torch.Tensor
+    task: str = "causal"
+    labels: torch.Tensor | None = None
+    decoder_ids: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def batches(self, tokens: int) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        """Arguments of a model and the labels of its logits, for as many windows as have about so many tokens."""
+        size = max(1, tokens // self.ids.shape[1])
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            inputs: dict[str, Any] = {"input_ids": self.ids[part]}
+            if self.decoder_ids is not None:
+                inputs["decoder_input_ids"] = self.decoder_ids[part]
+            if self.task in ("causal", "seq2seq"):
+                inputs["use_cache"] = False
+            if self.labels is not None:
+                yield inputs, self.labels[part]
+            else:
+                # The last position has no label; ignoring it costs less than cutting the logits, which are large.
+                yield inputs, torch.nn.functional.pad(self.ids[part, 1:], (0, 1), value=-100)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -30,10 +30,10 @@ class Tensor:
     into chains of ``group_rows`` rows each, the last one shorter where they do not divide.
 
     Attributes:
-        shape: as stored; of the transposed matrix where ``transposed`` is set.
+        shape: as stored; the model's parameter has the last two dimensions exchanged where ``transposed`` is set.
         dtype: the element type in the file (raw), or the type that a rebuilt dense tensor should have (packed).
         row_scale, col_scale: the numbers of the raw tensors with the scales, or -1 (raw tensors).
-        transposed: the model's parameter is the transpose of this matrix (GPT-2's Conv1D).
+        transposed: the model's parameter is the transpose of this matrix (GPT-2's Conv1D), or a stack of transposes.
         first_chain: the number of its first chain in the file.
     """
 

@@ -103,8 +103,6 @@ def _tensor(item: Any, i: int, where: str) -> Tensor:
         transposed = m.take("transposed", bool, optional=False)
         if dtype not in registry.FLOAT_DTYPES or len(shape) < 2:
             raise m.bad(f"{name!r} is packed, but of dtype {dtype} and shape {shape}: expected a matrix of floats")
-        if transposed and len(shape) != 2:
-            raise m.bad(f"{name!r} is transposed, but of shape {shape}: expected two dimensions")
     m.end()
     tensor = Tensor(name, tuple(shape), dtype, group, *scales, transposed)
     if group > tensor.rows:

@@ -551,7 +551,6 @@ class MiniReader:
             need(len(shape) <= 8 and all(map(dimension, shape)) and product(shape) <= 1 << 40, "metadata-value")
             if "group_rows" in t:
                 need(t["dtype"] in ("F64", "F32", "F16", "BF16") and len(shape) >= 2, "metadata-value")
-                need(len(shape) == 2 or not t.get("transposed", False), "metadata-value")
                 need(t["group_rows"] <= product(shape[:-1]), "metadata-value")
         self.chains: list[tuple[int, int, int]] = []  # tensor, first row, rows
         for i, t in enumerate(m["tensors"]):
@@ -833,6 +832,15 @@ def step(reason: str) -> str:
 
 
 CURVE = {"metric": "perplexity", "text": "t", "tokens": 5, "window": 5, "dense": 2, "points": [[3, 9.0], [6, 3]]}
+STACK = {
+    "name": "w",
+    "shape": [3, 1, 10],
+    "dtype": "F32",
+    "group_rows": 2,
+    "row_scale": 1,
+    "col_scale": 2,
+    "transposed": True,
+}
 OUTSIDE = {"name": "f", "length": 5, "codec": "none", "digest": bytes(32), "offset": 0, "stored": 5}
 
 
@@ -871,6 +879,9 @@ OUTSIDE = {"name": "f", "length": 5, "codec": "none", "digest": bytes(32), "offs
         (("tensors", 3, "transposed"), True, ""),
         (("tensors", 3, "transposed"), 1, "metadata-value"),
         (("tensors", 3, "shape"), [3, 1, 10], ""),
+        (("tensors", 3), STACK, ""),
+        (("tensors", 3), STACK | {"transposed": 0}, "metadata-value"),
+        (("tensors", 3), STACK | {"shape": [30]}, "metadata-value"),
         (("tensors", 3, "shape"), [30], "metadata-value"),
         (("tensors", 3, "group_rows"), 0, "metadata-value"),
         (("tensors", 3, "group_rows"), 4, "metadata-value"),

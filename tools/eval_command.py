@@ -60,8 +60,13 @@ def run(args: argparse.Namespace) -> int:
 def measure(
     container: Container, budgets: dict[int, str], windows: "Windows", device: Any, dtype: Any
 ) -> list[dict[str, Any]]:
-    """Perplexity at each budget (bytes -> as written), in ascending order: the model only ever grows."""
+    """Perplexity at each budget (bytes -> as written), in ascending order: the model only ever grows.
+
+    Of a masked language model, or one from sequence to sequence, it is that of what it is asked for
+    (`bitstack.task`), masks with seed 0.
+    """
     from bitstack import perplexity
+    from bitstack.task import prepare, task_of
 
     points = []
     model: Any = None
@@ -69,6 +74,7 @@ def measure(
         before = container.source.bytes_read
         if model is None:
             model = load_with_bar(container, budget, device, dtype)
+            windows = prepare(windows, task_of(model.config), model, model.bitstack.tokenizer(), seed=0)
         else:
             added = container.plan(size).resident_bytes - model.bitstack.plan.resident_bytes
             with reporter().stage("load", max(added, 0), "B") as advance:

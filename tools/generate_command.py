@@ -22,6 +22,12 @@ def run(args: argparse.Namespace) -> int:
         quiet_libraries()
         started = time.monotonic()
         model = load_with_bar(container, args.budget, find_device(args.device), find_dtype(args.dtype))
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise ModelError(
+                f"is a {type(model).__name__}, which continues no prompt; bitstack.load gives it to a program",
+                where=container.uri,
+                reason="model-task",
+            )
         tokenizer = bitstack.load_tokenizer(container)
         loaded = time.monotonic()
         text, tokens = complete(

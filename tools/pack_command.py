@@ -14,6 +14,7 @@ from .console import exact_size, print_json, printable, quiet_libraries, reporte
 
 #: A raw parameter of at least this share of the dense model is named.
 _LARGE = 0.005
+_SMALL = "too small, or no matrix"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 "packed_tensors": len(tensors),
                 "raw_tensors": len(raw),
                 "large_raw_tensors": large,
+                "why_raw": {name: packed.why_raw.get(name, _SMALL) for name in large},
                 "seconds": round(seconds, 3),
             }
         )
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"  packed   {len(tensors)} tensors, {bits:.2f} bits per parameter with all blocks")
     print(f"  raw      {len(raw)} tensors{', none of them large' if not large else ', these of them large:'}")
     for name, size in large.items():
-        print(f"           {printable(name)}, {exact_size(size)}")
+        print(f"           {printable(name)}, {exact_size(size)}: {packed.why_raw.get(name, _SMALL)}")
     return 0
 
 

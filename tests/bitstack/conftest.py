@@ -25,6 +25,17 @@ _LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+#: With one token more, the mask.
+MASKED_VOCABULARY = VOCABULARY + 1
+_ENCODER = {
+    "vocab_size": MASKED_VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _TOKENS = {"bos_token_id": 256, "eos_token_id": 257}
 #: name -> (model_type, settings); two layers, small enough to pack in a second.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,6 +69,45 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 1,
         },
     ),
+    "mistral": ("mistral", _LLAMA),
+    "qwen3": ("qwen3", _LLAMA | {"head_dim": 16}),
+    "gemma2": ("gemma2", _LLAMA | {"head_dim": 16}),
+    "gemma3": ("gemma3_text", _LLAMA | {"head_dim": 16}),
+    "phi": ("phi", _LLAMA),
+    "phi3": ("phi3", _LLAMA | {"pad_token_id": 0}),
+    "bloom": ("bloom", {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    "falcon": (
+        "falcon",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    ),
+    "mixtral": ("mixtral", _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        _LLAMA | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16},
+    ),
+    "gpt-oss": (
+        "gpt_oss",
+        _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "rope_parameters": _ROPE},
+    ),
+    "llama4": (
+        "llama4_text",
+        _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 16, "intermediate_size_mlp": 88},
+    ),
+    "bert": ("bert", _ENCODER),
+    "modernbert": ("modernbert", _ENCODER | {"pad_token_id": 0, "cls_token_id": 256, "sep_token_id": 257}),
+    "bert-encoder": ("bert", _ENCODER),
+    "t5": (
+        "t5",
+        {"vocab_size": MASKED_VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 88, "num_layers": 2, "num_heads": 4}
+        | {"decoder_start_token_id": 0},
+    ),
+}
+#: The class of transformers that builds a kind, where that is not AutoModelForCausalLM.
+CLASSES = {
+    "bert": "AutoModelForMaskedLM",
+    "modernbert": "AutoModelForMaskedLM",
+    "bert-encoder": "AutoModel",
+    "t5": "AutoModelForSeq2SeqLM",
 }
 #: A second or less on one core, with enough levels for a close fit.
 SMALL = bitstack.Recipe().changed(
@@ -74,19 +124,21 @@ SMALL = bitstack.Recipe().changed(
 
 def build(kind: str, *, seed: int = 0, **changes: Any) -> Any:
     """A random model whose biases and norms are random too, so that none of them can be lost unnoticed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
     model_type, settings = CONFIGS[kind]
     config = AutoConfig.for_model(model_type, **(_TOKENS | settings | changes))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = getattr(transformers, CLASSES.get(kind, "AutoModelForCausalLM")).from_config(config)
         for name, value in model.named_parameters():
             if value.ndim == 1:
                 value.add_(torch.randn(value.shape) * 0.1)
             else:
                 # As large as a trained model's, so that the layers and not only the residual stream say something.
-                value.copy_(torch.randn(value.shape) * (0.5 if "emb" in name or "wte" in name else 1 / math.sqrt(64)))
+                table = any(part in name for part in ("emb", "wte", "shared"))
+                value.copy_(torch.randn(value.shape) * (0.5 if table else 1 / math.sqrt(64)))
     return model.eval().requires_grad_(False)
 
 
@@ -102,6 +154,17 @@ def byte_tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def masked_tokenizer() -> Any:
+    """`byte_tokenizer` with a mask, and with its two special tokens at the ends of a text."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
+    special = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", **special)
 
 
 def save(model: Any, folder: Path, tokenizer: Any = None) -> Path:
@@ -140,6 +203,12 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tokenizer_with_mask() -> Any:
+    """The tokenizer of the models that fill in masks."""
+    return masked_tokenizer()
+
+
+@pytest.fixture(scope="session")
 def small() -> bitstack.Recipe:
     """The recipe that the models here are packed with."""
     return SMALL
@@ -153,9 +222,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PackedMo
     def pack(kind: str) -> PackedModel:
         folder = tmp_path_factory.mktemp(kind)
         model = build(kind)
-        model.generation_config.max_new_tokens = 7
-        save(model, folder / "model")
-        path = folder / "model.bstk"
-        return PackedModel(model, folder / "model", path, bitstack.pack(folder / "model", path, recipe=SMALL))
+        if kind not in CLASSES:
+            model.generation_config.max_new_tokens = 7
+        save(model, folder / "model", masked_tokenizer() if kind in CLASSES else None)
+        text, path = folder / "text.txt", folder / "model.bstk"
+        text.write_text(" ".join(f"the sea is wide and {n * n} birds fly" for n in range(60)))
+        calib = text if kind in CLASSES else "self"
+        result = bitstack.pack(folder / "model", path, recipe=SMALL, calib=calib)
+        return PackedModel(model, folder / "model", path, result)
 
     return pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitstack.targets import EMBEDDING_GROUP_ROWS, Target, find_targets
+from bitstack.targets import EMBEDDING_GROUP_ROWS, Target, find_targets, survey
 
 
 def _layers(prefix: str, names: str) -> set[str]:
@@ -23,20 +23,20 @@ EXPECTED = {
     "llama-untied": LLAMA | {"model.embed_tokens.weight", "lm_head.weight"},
     "llama-gqa": LLAMA | {"model.embed_tokens.weight", "lm_head.weight"},
     "qwen2": LLAMA | {"model.embed_tokens.weight", "lm_head.weight"},
-    # Its embedding multiplies what it looks up, in a forward of its own; the tied head goes with it.
-    "gemma": LLAMA,
+    # Its embedding multiplies what it looks up, in a forward of its own.
+    "gemma": LLAMA | {"model.embed_tokens.weight"},
     "gpt2": _layers("transformer.h", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj")
     | {"transformer.wte.weight", "transformer.wpe.weight"},
     "gpt-neox": _layers(
         "gpt_neox.layers", "attention.query_key_value attention.dense mlp.dense_h_to_4h mlp.dense_4h_to_h"
     )
     | {"gpt_neox.embed_in.weight", "lm_head.weight"},
-    # Its learned positions are an embedding that shifts the ids, in a forward of its own.
+    # Its learned positions shift the ids, in a forward of their own.
     "opt": _layers(
         "model.decoder.layers",
         "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj fc1 fc2",
     )
-    | {"model.decoder.embed_tokens.weight"},
+    | {"model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"},
 }
 
 
@@ -76,18 +76,58 @@ def test_an_untied_head_is_recognised(make_model: Callable[..., Any]) -> None:
     assert {r for n, rs in roles.items() if n in LLAMA for r in rs} == {"linear"}
 
 
-class _OtherForward(nn.Linear):
+class _Doubled(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) * 2
+
+
+class _ByHand(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
+class _Normed(nn.Linear):
+    """Its weight is another one than it holds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight / self.weight.norm())
+
+
+class _Twofold(nn.Linear):
+    """Uses its weight for a product, and for something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.weight.mean()
+
+
+class _Strict(nn.Linear):
+    """Asks for a tensor, and falls back to something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if isinstance(self.weight, torch.Tensor) else x
+
+
+class _Needy(nn.Linear):
+    """Takes arguments that nobody can guess."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + y
 
 
 class _SameForward(nn.Linear):
     pass
 
 
-class _OtherEmbedding(nn.Embedding):
+class _Shifted(nn.Embedding):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return super().forward(ids) + 1
+
+
+class _Reversed(nn.Embedding):
+    """A look-up along the other dimension."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(ids, self.weight.T)
 
 
 class _Holder(nn.Module):
@@ -102,24 +142,66 @@ def _names(**modules: nn.Module) -> dict[str, Target]:
     return {t.name: t for t in find_targets(nn.ModuleDict(modules))}
 
 
-def test_subclasses_with_a_forward_of_their_own_stay_raw() -> None:
-    found = _names(
-        other=_OtherForward(32, 32),
-        same=_SameForward(32, 32),
-        embedding=_OtherEmbedding(64, 32),
-        bounded=nn.Embedding(64, 32, max_norm=1.0),
-        plain=nn.Embedding(64, 32),
+def test_subclasses_are_packed_if_a_product_or_a_look_up_is_all_that_they_need() -> None:
+    found = survey(
+        nn.ModuleDict(
+            {
+                "doubled": _Doubled(32, 40),
+                "by_hand": _ByHand(40, 32),
+                "same": _SameForward(32, 32),
+                "shifted": _Shifted(64, 32),
+                "normed": _Normed(32, 32),
+                "twofold": _Twofold(32, 32),
+                "strict": _Strict(32, 32),
+                "needy": _Needy(32, 32),
+                "reversed": _Reversed(64, 32),
+                "bounded": nn.Embedding(64, 32, max_norm=1.0),
+                "plain": nn.Embedding(64, 32),
+            }
+        )
     )
-    assert list(found) == ["same.weight", "plain.weight"]
+    assert {t.name: [(u.role, u.own_forward, t.transposed) for u in t.uses] for t in found.targets} == {
+        "doubled.weight": [("linear", True, False)],
+        "by_hand.weight": [("linear", True, False)],
+        "same.weight": [("linear", False, False)],
+        "shifted.weight": [("embedding", True, False)],
+        "reversed.weight": [("embedding", True, True)],
+        "plain.weight": [("embedding", False, False)],
+    }
+    assert found.raw == {
+        "normed.weight": "_Normed does more with it than a product or a look-up",
+        "twofold.weight": "_Twofold does more with it than a product or a look-up",
+        "strict.weight": "_Strict does more with it than a product or a look-up",
+        "needy.weight": "_Needy does more with it than a product or a look-up",
+        "bounded.weight": "Embedding scales its rows down as it looks them up (max_norm)",
+    }
+
+
+def test_probing_changes_nothing() -> None:
+    module = _Doubled(32, 40)
+    before, state = module.weight.clone(), torch.get_rng_state()
+    module.register_forward_hook(lambda *_: pytest.fail("the module itself was run"))
+    assert [t.name for t in survey(nn.ModuleDict({"a": module})).targets] == ["a.weight"]
+    assert torch.equal(module.weight, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modules_on_the_meta_device_are_probed_too() -> None:
+    with torch.device("meta"):
+        found = survey(nn.ModuleDict({"a": _Doubled(32, 40), "b": _Normed(32, 40)}))
+    assert [t.name for t in found.targets] == ["a.weight"]
+    assert list(found.raw) == ["b.weight"]
 
 
 def test_a_parameter_with_one_unknown_use_stays_raw() -> None:
-    plain, other = nn.Linear(32, 32), _OtherForward(32, 32)
+    plain, other = nn.Linear(32, 32), _Normed(32, 32)
     other.weight = plain.weight
     held = nn.Linear(32, 32)
     assert list(_names(plain=plain, other=other)) == []
     assert list(_names(held=held, holder=_Holder(held.weight))) == []
-    assert list(_names(holder=_Holder(held.weight))) == []
+    assert survey(nn.ModuleDict({"holder": _Holder(held.weight)})).raw == {
+        "holder.weight": "_Holder is no linear layer, embedding or stack of experts"
+    }
 
 
 @pytest.mark.parametrize(

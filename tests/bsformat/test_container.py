@@ -117,14 +117,15 @@ def test_more_dimensions_and_row_groups(tmp_path: Path, shape: tuple[int, ...], 
         assert bsformat.verify(container).ok
 
 
+@pytest.mark.parametrize("shape", [(3, 10), (3, 1, 10), (1, 3, 10)])
 @pytest.mark.parametrize("scales", [(10,), (1, 10)])
-def test_transposed(image: Image, scales: tuple[int, ...]) -> None:
-    image.meta["tensors"][4]["transposed"] = True
+def test_transposed(image: Image, scales: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    image.meta["tensors"][4].update(transposed=True, shape=list(shape))
     image.meta["tensors"][3]["shape"] = list(scales)
     with bsformat.open(bsformat.MemorySource(image.seal())) as container:
         tensor = container.model_tensors["w.weight"]
         assert tensor.transposed
-        assert (tensor.shape, tensor.rows, tensor.columns) == ((3, 10), 3, 10)
+        assert (tensor.shape, tensor.rows, tensor.columns) == (shape, 3, 10)
 
 
 def test_a_scalar(tmp_path: Path) -> None:
