@@ -48,8 +48,8 @@ class Statistics:
 class _Moment:
     """The running second moment of one input, which several layers may share."""
 
-    def __init__(self, size: int) -> None:
-        self.sum = torch.zeros(size, size)
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.sum = torch.zeros(size, size, device=device)
         self.count = 0
 
     def add(self, x: torch.Tensor) -> None:
@@ -70,7 +70,7 @@ class _Squares:
 
     def add(self, x: torch.Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
-        squares = torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).double().square()
+        squares = torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).double().square().cpu()
         self.sum = squares if self.sum is None else self.sum + squares
         self.count += len(flat)
 
@@ -122,7 +122,7 @@ class Collector:
         for seen, moment in self._seen:
             if seen is x and self.moments.setdefault(path, moment) is moment:
                 return
-        moment = self.moments.setdefault(path, _Moment(x.shape[-1]))
+        moment = self.moments.setdefault(path, _Moment(x.shape[-1], x.device))
         moment.add(x)
         self._seen.append((x, moment))
 

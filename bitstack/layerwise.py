@@ -1,0 +1,297 @@
+"""The statistics of `calibrate`, taken one layer at a time.
+
+First the gradients: a few windows go forward through all layers, their hidden states at every boundary are kept, and
+the gradient of the loss comes back layer by layer. Then all windows go forward through one layer after the other, and
+each layer's second moments are complete when they leave it. So one layer's weights and moments are in memory at a
+time, and hidden states lie in files that the system maps.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .collect import Collector, LinearStatistics, Statistics, TokenStatistics
+from .progress import Advance
+from .runner import LayerRunner, next_token_loss
+from .targets import Target
+from .work import WorkFolder
+
+_OUTSIDE = "outside.safetensors"
+
+
+class LayerwiseStatistics:
+    """Takes the statistics of a model's targets, each step kept in a work folder.
+
+    Args:
+        runner: runs the model; its small weights (`LayerRunner.rest`) are held.
+        targets: whose statistics are wanted.
+        ids: windows of token ids [W, T].
+        counted: how many of them, from the first on, the statistics are taken from; the perplexity of the others is
+            measured on the way.
+        chosen: those of the counted ones whose gradients are taken.
+        batch_tokens: tokens at a time; bounds the memory of activations.
+    """
+
+    def __init__(
+        self,
+        runner: LayerRunner,
+        targets: list[Target],
+        ids: torch.Tensor,
+        *,
+        counted: int,
+        chosen: list[int],
+        work: WorkFolder,
+        batch_tokens: int,
+    ) -> None:
+        self._runner, self._ids, self._counted, self._work = runner, ids, counted, work
+        self._chosen = torch.tensor(chosen)
+        self._batch = max(1, batch_tokens // ids.shape[1])
+        self._device, self._dtype = runner.residency.device, runner.residency.dtype
+        self.by_layer: list[list[Target]] = [[] for _ in runner.layers]
+        self.others: list[Target] = []
+        for target in targets:
+            self._home(target).append(target)
+
+    def _home(self, target: Target) -> list[Target]:
+        """Where a target belongs; `LayerRunner` makes sure that it is one layer, or none."""
+        start = f"{self._runner.path}."
+        inside = [use.module.removeprefix(start) for use in target.uses if use.module.startswith(start)]
+        layers = {int(path.split(".")[0]) for path in inside}
+        return self.by_layer[layers.pop()] if layers else self.others
+
+    # Gradients
+
+    @property
+    def gradient_steps(self) -> int:
+        """What `take_gradients` counts in all: forward once, backward three times as long."""
+        return 4 * len(self._runner.layers)
+
+    @property
+    def gradients_done(self) -> int:
+        """How much of that an earlier run has done."""
+        if self._work.has(_OUTSIDE):
+            return self.gradient_steps
+        count = range(len(self._runner.layers))
+        return sum(self._work.has(_chosen(n + 1)) + 3 * self._work.has(_gradient(n)) for n in count)
+
+    def take_gradients(self, progress: Advance) -> None:
+        """Take the mean squared gradients of all targets, and all statistics of those outside of the layers."""
+        runner, work, last = self._runner, self._work, len(self._runner.layers)
+        if work.has(_OUTSIDE):
+            return
+        ids = self._ids[self._chosen]
+        with torch.no_grad():
+            if not work.has(_chosen(0)):
+                self._start(_chosen(0), ids)
+            for number in range(last):
+                if not work.has(_chosen(number + 1)):
+                    with runner.layer(number), self._growing(_chosen(number + 1), len(ids)) as (new, batches):
+                        old = self._open(_chosen(number), len(ids))
+                        for rows in batches:
+                            new[rows] = runner.run_layer(number, self._moved(old[rows])).cpu()
+                    progress(1)
+        outside = Collector(runner.model, self.others)
+        self._end(outside, ids)
+        for number in reversed(range(last)):
+            if not work.has(_gradient(number)):
+                self._go_back(number, len(ids))
+                progress(3)
+        self._finish(outside, ids)
+        for number in range(last + 1):
+            work.drop(_chosen(number))
+            work.drop(_slope(number))
+
+    def _start(self, name: str, ids: torch.Tensor) -> None:
+        """Keep what the first layer is given."""
+        with self._runner.tables(), self._growing(name, len(ids)) as (new, batches):
+            for rows in batches:
+                new[rows] = self._runner.run_prologue(self._runner.embed(ids[rows])).cpu()
+
+    def _end(self, outside: Collector, ids: torch.Tensor) -> None:
+        """From the last boundary to the loss and back."""
+        last = len(self._runner.layers)
+        kept = self._open(_chosen(last), len(ids))
+        with (
+            self._runner.tables(),
+            outside.attached(),
+            torch.enable_grad(),
+            self._growing(_slope(last), len(ids), 1) as (slope, batches),
+        ):
+            for rows in batches:
+                state = self._moved(kept[rows]).requires_grad_()
+                logits = self._runner.run_epilogue(state, self._runner.embed(ids[rows]))
+                loss = next_token_loss(logits, ids[rows].to(self._device))
+                slope[rows] = torch.autograd.grad(loss, state)[0].cpu()
+                outside.forget_inputs()
+
+    def _go_back(self, number: int, count: int) -> None:
+        """From the boundary behind a layer to the one before it."""
+        collector = Collector(self._runner.model, self.by_layer[number])
+        old, kept = self._open(_slope(number + 1), count), self._open(_chosen(number), count)
+        with (
+            self._runner.layer(number),
+            collector.attached(),
+            torch.enable_grad(),
+            self._growing(_slope(number), count) as (slope, batches),
+        ):
+            for rows in batches:
+                state = self._moved(kept[rows]).requires_grad_()
+                out = self._runner.run_layer(number, state)
+                slope[rows] = torch.autograd.grad(out, state, self._moved(old[rows]))[0].cpu()
+                collector.forget_inputs()
+        statistics = collector.statistics(count * self._ids.shape[1])
+        self._work.save(_gradient(number), {name: s.output for name, s in statistics.linear.items()})
+
+    def _finish(self, outside: Collector, ids: torch.Tensor) -> None:
+        """From the first boundary to the embedded tokens."""
+        runner, old = self._runner, self._open(_slope(0), len(ids))
+        before = Collector(runner.model, self.others)
+        with runner.tables(), before.attached(), torch.enable_grad():
+            for rows in self._batches(len(ids)):
+                embedded = runner.embed(ids[rows]).detach().requires_grad_()
+                state = runner.run_prologue(embedded)
+                (gradient,) = torch.autograd.grad(state, embedded, self._moved(old[rows]))
+                outside.embedding.add(gradient)
+                before.forget_inputs()
+        outside.count_tokens(self._ids[: self._counted])
+        statistics = outside.statistics(self._counted * self._ids.shape[1])
+        for name, other in before.statistics(ids.numel()).linear.items():
+            own = statistics.linear[name]
+            statistics.linear[name] = replace(own, output=own.output + other.output)
+        _save(self._work, _OUTSIDE, statistics)
+
+    def outside(self) -> Statistics:
+        """Of the targets outside of the layers."""
+        return _load(self._work, _OUTSIDE, self._counted * self._ids.shape[1])
+
+    # Moments
+
+    def has_passed(self, number: int) -> bool:
+        """Whether all windows have left a layer."""
+        return any(self._work.has(_state(n)) for n in range(number + 1, len(self._runner.layers) + 1))
+
+    def layer(self, number: int, progress: Advance) -> Statistics:
+        """Of the targets in one layer; all windows leave it. Layers come one after the other.
+
+        Args:
+            progress: called with the number of windows done since the last call.
+        """
+        runner, work, count = self._runner, self._work, len(self._ids)
+        with torch.no_grad():
+            if number == 0 and not work.has(_state(0)):
+                self._start(_state(0), self._ids)
+            collector = Collector(runner.model, self.by_layer[number])
+            old = self._open(_state(number), count)
+            with runner.layer(number), self._growing(_state(number + 1), count) as (new, _):
+                with collector.attached(), self._cheaper():
+                    for rows in self._batches(self._counted):
+                        new[rows] = runner.run_layer(number, self._moved(old[rows])).to(self._dtype).cpu()
+                        collector.forget_inputs()
+                        progress(rows.stop - rows.start)
+                for rows in self._batches(count, self._counted):
+                    new[rows] = runner.run_layer(number, self._moved(old[rows])).cpu()
+                    progress(rows.stop - rows.start)
+        statistics = collector.statistics(self._counted * self._ids.shape[1])
+        gradients = work.load(_gradient(number))
+        for name, own in statistics.linear.items():
+            statistics.linear[name] = replace(own, output=gradients[name].to(own.output.device))
+        return statistics
+
+    def leave(self, number: int) -> None:
+        """Forget what a layer was given: its statistics are not needed any more."""
+        self._work.drop(_state(number))
+
+    def perplexity(self, progress: Advance) -> float:
+        """Of the windows that are not counted, once all have left the last layer."""
+        kept = self._open(_state(len(self._runner.layers)), len(self._ids))
+        total, count = 0.0, 0
+        with torch.no_grad(), self._runner.tables():
+            for row in range(self._counted, len(self._ids)):
+                ids = self._ids[row : row + 1].to(self._device)
+                total += float(next_token_loss(self._runner.run_epilogue(self._moved(kept[row : row + 1])), ids))
+                count += ids.numel() - 1
+                progress(ids.numel())
+        return math.exp(min(total / count, 700))
+
+    def _cheaper(self) -> AbstractContextManager[object]:
+        """Second moments are means over many tokens: on a CPU with the instructions for it, bfloat16 is enough."""
+        if self._device.type == "cpu" and has_fast_bfloat16():
+            return torch.autocast("cpu", torch.bfloat16)
+        return nullcontext()
+
+    # Hidden states
+
+    def _batches(self, count: int, start: int = 0, size: int | None = None) -> Iterator[slice]:
+        step = size or self._batch
+        for first in range(start, count, step):
+            yield slice(first, min(first + step, count))
+
+    @contextmanager
+    def _growing(
+        self, name: str, count: int, size: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, Iterator[slice]]]:
+        """A new boundary's hidden states, and the batches to fill it with; kept at the end."""
+        with self._work.array(name, self._shape(count), self._dtype) as new:
+            yield new, self._batches(count, size=size)
+
+    def _open(self, name: str, count: int) -> torch.Tensor:
+        return self._work.open_array(name, self._shape(count), self._dtype)
+
+    def _shape(self, count: int) -> tuple[int, int, int]:
+        return count, self._ids.shape[1], self._runner.width
+
+    def _moved(self, state: torch.Tensor) -> torch.Tensor:
+        """A copy where the model is."""
+        return state.to(self._device, copy=True)
+
+
+def _chosen(boundary: int) -> str:
+    return f"chosen-{boundary:04d}.bin"
+
+
+def _slope(boundary: int) -> str:
+    return f"slope-{boundary:04d}.bin"
+
+
+def _state(boundary: int) -> str:
+    return f"state-{boundary:04d}.bin"
+
+
+def _gradient(number: int) -> str:
+    return f"gradient-{number:04d}.safetensors"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16."""
+    ask: Any = getattr(torch.cpu, "get_capabilities", dict)
+    found: dict[str, Any] = ask()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _save(work: WorkFolder, name: str, statistics: Statistics) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for target, linear in statistics.linear.items():
+        tensors |= {f"{target}#hessian": linear.hessian.clone(), f"{target}#output": linear.output}
+    for target, token in statistics.token.items():
+        for number, (rows, columns) in enumerate(token.terms):
+            tensors |= {f"{target}#{number}#rows": rows.clone(), f"{target}#{number}#columns": columns.clone()}
+    work.save(name, tensors)
+
+
+def _load(work: WorkFolder, name: str, tokens: int) -> Statistics:
+    tensors = work.load(name)
+    out = Statistics({}, {}, tokens)
+    for key in tensors:
+        target, _, rest = key.partition("#")
+        if rest == "hessian":
+            out.linear[target] = LinearStatistics(tensors[key], tensors[f"{target}#output"])
+        elif rest.endswith("#rows"):
+            out.token.setdefault(target, TokenStatistics())
+    for target, token in out.token.items():
+        count = sum(key.startswith(f"{target}#") and key.endswith("#rows") for key in tensors)
+        token.terms += [(tensors[f"{target}#{n}#rows"], tensors[f"{target}#{n}#columns"]) for n in range(count)]
+    return out
