@@ -127,10 +127,10 @@ def chain(
             positive = residual * magnitude >= 0
         values = torch.where(positive, magnitude, -magnitude)
         data = payload.join(
-            pack_signs(positive).numpy(),
+            pack_signs(positive).cpu().numpy(),
             _raw(u),
             _raw(v),
-            None if scale is None else scale.numpy(),
+            None if scale is None else scale.cpu().numpy(),
         )
         residual -= values
         yield SignLevel(Form("sign", rank=rank, factors=options.factors), data, values)
@@ -171,14 +171,15 @@ def _product(
 
 
 def _raw(factor: torch.Tensor) -> "payload.Array":
-    return factor.contiguous().view(torch.uint8).numpy() if factor.itemsize == 1 else factor.contiguous().numpy()
+    stored = factor.contiguous().cpu()
+    return stored.view(torch.uint8).numpy() if stored.itemsize == 1 else stored.numpy()
 
 
 def pack_signs(positive: torch.Tensor) -> torch.Tensor:
     """Bits of a bool matrix [M, N] as uint8 [M, ceil(N / 8)], least significant bit first, padding bits zero."""
     rows, columns = positive.shape
     padded = torch.nn.functional.pad(positive, (0, -columns % 8)).view(rows, -1, 8).to(torch.uint8)
-    return (padded << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=positive.device)).sum(-1, dtype=torch.uint8)
 
 
 def _walk(residual: torch.Tensor, magnitude: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
@@ -187,10 +188,10 @@ def _walk(residual: torch.Tensor, magnitude: torch.Tensor, inverse: torch.Tensor
     Works on transposed copies, so that a column is contiguous.
     """
     target, size = residual.T.contiguous(), magnitude.T.contiguous()
-    positive = torch.empty(target.shape, dtype=torch.bool)
+    positive = torch.empty(target.shape, dtype=torch.bool, device=target.device)
     columns = len(target)
     reciprocal = (1.0 / inverse.diagonal()).tolist()
-    errors = torch.empty(WALK_WIDTH, target.shape[1])
+    errors = torch.empty(WALK_WIDTH, target.shape[1], device=target.device)
     for start in range(0, columns, WALK_WIDTH):
         stop = min(start + WALK_WIDTH, columns)
         for j in range(start, stop):

@@ -88,7 +88,7 @@ class LayerRunner:
         if len({id(layer) for layer in self.layers}) != len(self.layers):
             raise Unsuitable("one of its layers is there several times")
         self._hidden = [next(iter(inspect.signature(layer.forward).parameters)) for layer in self.layers]
-        self._returns_tuple = [False] * len(self.layers)
+        self._extra: list[int | None] = [None] * len(self.layers)
         #: Of the hidden state between layers; `check` finds it out.
         self.width = 0
         self._names = [residency.under(f"{path}.{i}") for i in range(len(self.layers))]
@@ -166,7 +166,11 @@ class LayerRunner:
 
         def bound(number: int) -> _Forward:
             how = special.get(number, passing)
-            return lambda *args, **kwargs: how(number, args, kwargs)
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                return how(number, args, kwargs)
+
+            return run
 
         for number, layer in enumerate(self.layers):
             layer.forward = bound(number)
@@ -183,40 +187,48 @@ class LayerRunner:
         return value
 
     def _returned(self, layer: int, state: torch.Tensor) -> Any:
-        return (state,) if self._returns_tuple[layer] else state
+        # What a layer returns beside the hidden state is its attention, say, which nobody asked for; if the model does
+        # need it, `check` finds out.
+        extra = self._extra[layer]
+        return state if extra is None else (state, *[None] * extra)
 
     # Trying
 
     @property
     def findings(self) -> dict[str, Any]:
         """What `check` found out, as plain values, so that another run can do without it."""
-        return {"width": self.width, "returns_tuple": self._returns_tuple}
+        return {"width": self.width, "extra": self._extra}
 
     @findings.setter
     def findings(self, value: dict[str, Any]) -> None:
-        self.width, self._returns_tuple = value["width"], value["returns_tuple"]
+        self.width, self._extra = value["width"], value["extra"]
 
     def check(self, ids: torch.Tensor) -> None:
-        """Compare with the plain forward on one short window [1, T]. Never more than one layer is in memory.
+        """Compare with the plain forward on a short window [1, T]. Never more than one layer is in memory.
+
+        A second window, the first one backwards, goes along: a layer that looks at what another one left behind would
+        see the wrong window's.
 
         Raises:
             Unsuitable: it does not come out the same.
         """
+        ids = ids[:, :TRIAL_TOKENS]
         with torch.no_grad(), self.tables():
-            embedded = self.embed(ids[:, :TRIAL_TOKENS])
-            wanted = self._plain(embedded)
-            state = self.run_prologue(embedded)
-            self.width = state.shape[-1]
+            embedded = [self.embed(one) for one in (ids, ids.flip(1))]
+            wanted = [self._plain(one) for one in embedded]
+            states = [self.run_prologue(one) for one in embedded]
+            self.width = states[0].shape[-1]
             for number in range(len(self.layers)):
                 with self.layer(number):
-                    state = self.run_layer(number, state)
-                if state.shape[-1] != self.width:
+                    states = [self.run_layer(number, state) for state in states]
+                if states[0].shape[-1] != self.width:
                     raise Unsuitable("the width of its hidden state changes from layer to layer")
-            got = self.run_epilogue(state)
-        if not torch.isfinite(wanted).all():
+            got = [self.run_epilogue(state) for state in states]
+        plain, walked = torch.cat(wanted).float(), torch.cat(got).float()
+        if not torch.isfinite(plain).all():
             raise ModelError("computes logits that are NaN or infinite", reason="model-values")
-        off = float((got.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-30))
-        if off > _TOLERANCE.get(self.residency.dtype, 3e-2):
+        off = float((walked - plain).norm() / plain.norm().clamp_min(1e-30))
+        if not off <= _TOLERANCE.get(self.residency.dtype, 3e-2):
             raise Unsuitable(f"its logits come out {off:.2g} off when it is")
 
     def _plain(self, embedded: torch.Tensor) -> torch.Tensor:
@@ -229,10 +241,7 @@ class LayerRunner:
                 self._given(number, args, kwargs)
                 with self.layer(number):
                     out = original(*args, **kwargs)
-                others = () if isinstance(out, torch.Tensor) else out[1:]
-                if any(other is not None for other in others):
-                    raise Unsuitable("its layers return more than a hidden state")
-                self._returns_tuple[number] = not isinstance(out, torch.Tensor)
+                self._extra[number] = None if isinstance(out, torch.Tensor) else len(out) - 1
                 return out
 
             return run

@@ -5,24 +5,28 @@ made from anything else is refused. A lock, which the system lets go when a proc
 second run out.
 """
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
 import torch
 
-from bsformat.atomic import replace_file, writing
+from bsformat.atomic import replace_file
 from bsformat.errors import ModelError, WriteError
 
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = "lock"
 #: Raised when what the files mean changes.
 _LAYOUT: Final = 1
+#: Bytes of zeros written at once.
+_ZEROS: Final = 1 << 20
 
 
 class WorkFolder:
@@ -47,7 +51,7 @@ class WorkFolder:
     ) -> None:
         self.path = Path(path)
         self._keep = keep
-        with writing(str(self.path)):
+        with _writing(str(self.path)):
             if self.path.exists() and not self.path.is_dir():
                 raise WriteError("is no folder; name another work folder", where=str(self.path), reason="work-folder")
             self.path.mkdir(exist_ok=True)
@@ -72,8 +76,9 @@ class WorkFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         useless = isinstance(error, ModelError)  # another run would end the same way
-        if (error is None and not self._keep) or useless:
-            with suppress(OSError):
+        with suppress(OSError):
+            self._clean()
+            if (error is None and not self._keep) or useless:
                 self._discard()
                 self.file(_LOCK).unlink()
                 self.path.rmdir()
@@ -137,7 +142,7 @@ class WorkFolder:
     def write(self, name: str, emit: Callable[[IO[bytes]], None]) -> None:
         """Make a file of what ``emit`` writes."""
         path = str(self.file(name))
-        with writing(path):
+        with _writing(path):
             replace_file(path, emit)
 
     def save_json(self, name: str, value: Any) -> None:
@@ -154,14 +159,14 @@ class WorkFolder:
         from safetensors.torch import save_file
 
         part = self.file(f"{name}.part")
-        with writing(str(self.file(name))):
+        with _writing(str(self.file(name))):
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             try:
                 save_file(plain, part, metadata={"format": "pt", **(metadata or {})})
             except BaseException as error:
                 part.unlink(missing_ok=True)
                 if type(error).__name__ == "SafetensorError":  # what it makes of an error of the operating system
-                    raise OSError(None, " ".join(str(error).split())) from None
+                    raise OSError(" ".join(str(error).split())) from None
                 raise
             self._publish(part, name)
 
@@ -175,11 +180,11 @@ class WorkFolder:
     def array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """A tensor to be filled that lives in a file, so that the system can take its memory away; kept at the end."""
         part = self.file(f"{name}.part")
-        with writing(str(self.file(name))):
-            part.unlink(missing_ok=True)
-            value = _mapped(part, shape, dtype)
+        with _writing(str(self.file(name))):
+            _reserve(part, prod(shape) * dtype.itemsize)
+        value = _mapped(part, shape, dtype)
         yield value
-        with writing(str(self.file(name))):
+        with _writing(str(self.file(name))):
             self._publish(part, name)
 
     def open_array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -197,11 +202,30 @@ class WorkFolder:
             os.close(folder)
 
 
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turn what the operating system says while ``path`` is written into a `WriteError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        raise WriteError(
+            f"cannot be written ({error.strerror or error}); what was done before is kept there: "
+            f"{'free some space' if full else 'check the folder'} and run the same command again",
+            where=path,
+            reason="disk-full" if full else "write",
+        ) from None
+
+
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    count = 1
-    for side in shape:
-        count *= side
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+    return torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype).view(shape)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros whose bytes are all on the disk: one that fills up under a mapping kills the process."""
+    with open(path, "wb") as file:
+        for start in range(0, size, _ZEROS):
+            file.write(bytes(min(_ZEROS, size - start)))
 
 
 def _ignore(value: object) -> None:

@@ -14,6 +14,7 @@ from bsformat.registry import FACTOR_DTYPES, MAX_RANK
 RECIPE: Final = {
     "calib_tokens": 8192,
     "window": 512,
+    "gradient_tokens": 8192,
     "heldout_tokens": 4096,
     "curve_points": 6,
     "seed": 0,
@@ -134,12 +135,17 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="OUT.bstk", required=True, help="the file to write")
     add("--force", action="store_true", help="replace the output file if it exists")
     add("--calib", metavar="FILE", default="self", help="a text file, or self: text that the model writes (default)")
+    add("--device", help="cpu, cuda (every GPU there is), cuda:1, …; default: cuda if there is one")
+    add("--work", metavar="DIR", help="where finished steps are kept until all is done (default: OUT.bstk.work)")
+    add("--restart", action="store_true", help="discard what an earlier run left in the work folder")
+    add("--keep-work", action="store_true", help="do not remove the work folder at the end")
     add_json(parser)
     recipe = parser.add_argument_group("recipe")
     add = recipe.add_argument
     for name, low, meaning in (
         ("calib_tokens", 1, "tokens that the statistics are taken from"),
         ("window", 2, "tokens of one window of text"),
+        ("gradient_tokens", 1, "how many of the tokens the loss is differentiated on"),
         ("heldout_tokens", 1, "tokens of other text that the quality curve is measured on"),
         ("curve_points", 1, "points of the quality curve"),
         ("seed", 0, "seed of everything random"),

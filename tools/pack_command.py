@@ -27,9 +27,21 @@ def run(args: argparse.Namespace) -> int:
     check_paths(args.output, args.calib, force=args.force)
     import bitstack
 
+    from .devices import find_devices
+
     quiet_libraries()
     started = time.monotonic()
-    packed = bitstack.pack(args.model, args.output, calib=args.calib, recipe=recipe_from(args), report=reporter())
+    packed = bitstack.pack(
+        args.model,
+        args.output,
+        calib=args.calib,
+        recipe=recipe_from(args),
+        report=reporter(),
+        devices=find_devices(args.device),
+        work=args.work,
+        restart=args.restart,
+        keep_work=args.keep_work,
+    )
     seconds = time.monotonic() - started
     with bsformat.open(packed.path) as container:
         tensors = [t for t in container.model_tensors.values() if t.packed]
@@ -48,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 "packed_tensors": len(tensors),
                 "raw_tensors": len(raw),
                 "large_raw_tensors": large,
+                "whole_model": packed.whole or None,
                 "seconds": round(seconds, 3),
             }
         )
@@ -59,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"  raw      {len(raw)} tensors{', none of them large' if not large else ', these of them large:'}")
     for name, size in large.items():
         print(f"           {printable(name)}, {exact_size(size)}")
+    if packed.whole:
+        print(f"  memory   held the whole model, which cannot be run one layer at a time: {printable(packed.whole)}")
     return 0
 
 
@@ -96,6 +111,7 @@ def recipe_from(args: argparse.Namespace) -> "Recipe":
         token=token,
         calib_tokens=args.calib_tokens,
         window=args.window,
+        gradient_tokens=args.gradient_tokens,
         heldout_tokens=args.heldout_tokens,
         curve_points=args.curve_points,
         seed=args.seed,

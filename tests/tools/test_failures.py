@@ -245,8 +245,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(failed: Failed, tiny_model: Path, small_disk: Path) -> None:
     line = failed("pack", tiny_model, "-o", small_disk / "out.bstk", *PACK_OPTIONS)
     assert line.endswith("[disk-full]")
-    assert "free some space" in line
-    assert os.listdir(small_disk) == []
+    assert "free some space and run the same command again" in line
+    assert os.listdir(small_disk) == ["out.bstk.work"]
+    assert not [p for p in (small_disk / "out.bstk.work").iterdir() if p.suffix == ".part"]
 
 
 @pytest.mark.parametrize(
