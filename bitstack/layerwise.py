@@ -7,7 +7,7 @@ time, and hidden states lie in files that the system maps.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from .targets import Target
 from .work import WorkFolder
 
 _OUTSIDE = "outside.safetensors"
+_Store = Callable[[slice, torch.Tensor], None]
 
 
 class LayerwiseStatistics:
@@ -89,10 +90,10 @@ class LayerwiseStatistics:
                 self._start(_chosen(0), ids)
             for number in range(last):
                 if not work.has(_chosen(number + 1)):
-                    with runner.layer(number), self._growing(_chosen(number + 1), len(ids)) as (new, batches):
+                    with runner.layer(number), self._growing(_chosen(number + 1), len(ids)) as (store, batches):
                         old = self._open(_chosen(number), len(ids))
                         for rows in batches:
-                            new[rows] = runner.run_layer(number, self._moved(old[rows])).cpu()
+                            store(rows, runner.run_layer(number, self._moved(old[rows])))
                     progress(1)
         outside = Collector(runner.model, self.others)
         self._end(outside, ids)
@@ -107,9 +108,9 @@ class LayerwiseStatistics:
 
     def _start(self, name: str, ids: torch.Tensor) -> None:
         """Keep what the first layer is given."""
-        with self._runner.tables(), self._growing(name, len(ids)) as (new, batches):
+        with self._runner.tables(), self._growing(name, len(ids)) as (store, batches):
             for rows in batches:
-                new[rows] = self._runner.run_prologue(self._runner.embed(ids[rows])).cpu()
+                store(rows, self._runner.run_prologue(self._runner.embed(ids[rows])))
 
     def _end(self, outside: Collector, ids: torch.Tensor) -> None:
         """From the last boundary to the loss and back."""
@@ -119,13 +120,13 @@ class LayerwiseStatistics:
             self._runner.tables(),
             outside.attached(),
             torch.enable_grad(),
-            self._growing(_slope(last), len(ids), 1) as (slope, batches),
+            self._growing(_slope(last), len(ids), 1) as (store, batches),
         ):
             for rows in batches:
                 state = self._moved(kept[rows]).requires_grad_()
                 logits = self._runner.run_epilogue(state, self._runner.embed(ids[rows]))
                 loss = next_token_loss(logits, ids[rows].to(self._device))
-                slope[rows] = torch.autograd.grad(loss, state)[0].cpu()
+                store(rows, torch.autograd.grad(loss, state)[0])
                 outside.forget_inputs()
 
     def _go_back(self, number: int, count: int) -> None:
@@ -136,12 +137,12 @@ class LayerwiseStatistics:
             self._runner.layer(number),
             collector.attached(),
             torch.enable_grad(),
-            self._growing(_slope(number), count) as (slope, batches),
+            self._growing(_slope(number), count) as (store, batches),
         ):
             for rows in batches:
                 state = self._moved(kept[rows]).requires_grad_()
                 out = self._runner.run_layer(number, state)
-                slope[rows] = torch.autograd.grad(out, state, self._moved(old[rows]))[0].cpu()
+                store(rows, torch.autograd.grad(out, state, self._moved(old[rows]))[0])
                 collector.forget_inputs()
         statistics = collector.statistics(count * self._ids.shape[1])
         self._work.save(_gradient(number), {name: s.output for name, s in statistics.linear.items()})
@@ -186,14 +187,16 @@ class LayerwiseStatistics:
                 self._start(_state(0), self._ids)
             collector = Collector(runner.model, self.by_layer[number])
             old = self._open(_state(number), count)
-            with runner.layer(number), self._growing(_state(number + 1), count) as (new, _):
+            new = not work.has(_state(number + 1))
+            with runner.layer(number), self._growing(_state(number + 1), count) as (store, _):
                 with collector.attached(), self._cheaper():
                     for rows in self._batches(self._counted):
-                        new[rows] = runner.run_layer(number, self._moved(old[rows])).to(self._dtype).cpu()
+                        store(rows, runner.run_layer(number, self._moved(old[rows])))
                         collector.forget_inputs()
                         progress(rows.stop - rows.start)
                 for rows in self._batches(count, self._counted):
-                    new[rows] = runner.run_layer(number, self._moved(old[rows])).cpu()
+                    if new:
+                        store(rows, runner.run_layer(number, self._moved(old[rows])))
                     progress(rows.stop - rows.start)
         statistics = collector.statistics(self._counted * self._ids.shape[1])
         gradients = work.load(_gradient(number))
@@ -231,12 +234,21 @@ class LayerwiseStatistics:
             yield slice(first, min(first + step, count))
 
     @contextmanager
-    def _growing(
-        self, name: str, count: int, size: int | None = None
-    ) -> Iterator[tuple[torch.Tensor, Iterator[slice]]]:
-        """A new boundary's hidden states, and the batches to fill it with; kept at the end."""
+    def _growing(self, name: str, count: int, size: int | None = None) -> Iterator[tuple[_Store, Iterator[slice]]]:
+        """What keeps the hidden states of a new boundary, and the batches of windows to give it.
+
+        One that an earlier run has kept stays: the same would come out.
+        """
+        batches = self._batches(count, size=size)
+        if self._work.has(name):
+            yield lambda rows, value: None, batches
+            return
         with self._work.array(name, self._shape(count), self._dtype) as new:
-            yield new, self._batches(count, size=size)
+
+            def store(rows: slice, value: torch.Tensor) -> None:
+                new[rows] = value.to("cpu", self._dtype)
+
+            yield store, batches
 
     def _open(self, name: str, count: int) -> torch.Tensor:
         return self._work.open_array(name, self._shape(count), self._dtype)

@@ -174,8 +174,9 @@ class _Job:
             report=self.report,
         )
         dense, why = producer.produce(windows, heldout)
-        about = {"dense": dense, "text": heldout.name, "heldout": heldout.ids.tolist(), "whole": why}
-        work.save_json(_ABOUT, about)
+        if not work.has(_ABOUT):
+            about = {"dense": dense, "text": heldout.name, "heldout": heldout.ids.tolist(), "whole": why}
+            work.save_json(_ABOUT, about)
         extra = _provenance(self.outline, windows, self.recipe)
         count = len(self.outline.names)
         with self.report.stage("write", count, "tensor") as advance:

@@ -165,7 +165,7 @@ class LayerRunner:
             return self._returned(layer, self._given(layer, args, kwargs))
 
         def bound(number: int) -> _Forward:
-            how = special.get(number, passing)
+            how: _Forward = special.get(number, passing)
 
             def run(*args: Any, **kwargs: Any) -> Any:
                 return how(number, args, kwargs)

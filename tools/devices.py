@@ -33,7 +33,7 @@ def find_devices(name: str | None) -> list[torch.device]:
         BstkError: there is no such device.
     """
     device = find_device(name)
-    if device.type == "cuda" and device.index is None:
+    if str(device) == "cuda":
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [device]
 
