@@ -133,7 +133,7 @@ def packed(model: str, work: Path, *, reuse: bool) -> Path:
         print(f"{path} of an earlier run is used again")
         return path
     note.unlink(missing_ok=True)
-    made = bitstack.pack(model, path, report=Timed())
+    made = bitstack.pack(model, path, report=Timed(), restart=not reuse)
     note.write_text(json.dumps(stamp, indent=2) + "\n")
     print(f"{made.path}: {format_size(made.size)}, root {made.root}")
     return path

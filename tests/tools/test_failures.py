@@ -441,3 +441,20 @@ def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
 def test_version(bstk: Bstk) -> None:
     ended = bstk("--version")
     assert (ended.code, ended.out) == (0, f"bstk {bsformat.__version__}\n")
+
+
+def test_the_work_of_another_packing(bstk: Bstk, failed: Failed, tiny_model: Path, tmp_path: Path) -> None:
+    kept = ("--work", tmp_path / "work", "--keep-work")
+    assert bstk("pack", tiny_model, "-o", tmp_path / "a.bstk", *PACK_OPTIONS, *kept).code == 0
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", *PACK_OPTIONS, *kept, "--seed", "1")
+    assert line.startswith(f"{tmp_path}/work: holds the unfinished work of another packing (another recipe)")
+    assert line.endswith("[work-folder]")
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", *PACK_OPTIONS, "--work", tiny_model)
+    assert "other things in it" in line
+    assert (tiny_model / "config.json").exists()
+
+
+def test_packing_on_a_device_that_is_not_there(failed: Failed, tiny_model: Path, tmp_path: Path) -> None:
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", "--device", "cuda:99")
+    assert line.endswith("[device]")
+    assert not list(tmp_path.iterdir())
