@@ -63,6 +63,38 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
     Raises:
         ModelError: nothing there, no weights, an unknown architecture, or no tokenizer.
     """
+    place = locate(source)
+    model, dtype, task = _load_model(place.where, place.source)
+    tokenizer = load_tokenizer(place)
+    return Checkpoint(place.name, model, tokenizer, attachments(model, tokenizer), dtype, task)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is.
+
+    Attributes:
+        source: as it was named. name: a name for people, see `Checkpoint`.
+        where: what transformers' ``from_pretrained`` functions take.
+    """
+
+    source: str
+    name: str
+    where: dict[str, Any]
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that it is, if it is one."""
+        file = self.where.get("gguf_file")
+        return None if file is None else Path(self.where["pretrained_model_name_or_path"], file)
+
+
+def locate(source: str | os.PathLike[str]) -> Place:
+    """Find out what a model's name means.
+
+    Raises:
+        ModelError: nothing there, no weights, or reading it needs a package that is missing.
+    """
     name = os.fspath(source)
     path = Path(name)
     if not path.exists() and (path.is_absolute() or name.startswith(".") or name.endswith(".gguf")):
@@ -77,10 +109,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         _need_gguf(name)
     elif path.is_dir():
         _check_directory(path)
-    model, dtype, task = _load_model(where, name)
-    tokenizer = _load_tokenizer(where, name)
-    title = path.stem if path.is_file() else path.name or name
-    return Checkpoint(title, model, tokenizer, _files(model, tokenizer), dtype, task)
+    return Place(name, path.stem if path.is_file() else path.name or name, where)
 
 
 def _need_gguf(name: str) -> None:
@@ -111,7 +140,7 @@ def _load_model(where: dict[str, Any], name: str) -> tuple[Any, torch.dtype, Tas
     except ModelError as error:
         raise ModelError(error.message, where=name, reason=error.reason) from None
     except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
-        raise ModelError(f"cannot be loaded as a language model: {_line(error)}", where=name) from None
+        raise ModelError(f"cannot be loaded as a language model: {one_line(error)}", where=name) from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"its files lack the tensor {missing[0]!r} ({len(missing)} in all); download the whole model", where=name
@@ -120,20 +149,27 @@ def _load_model(where: dict[str, Any], name: str) -> tuple[Any, torch.dtype, Tas
     return model.eval().requires_grad_(False), kept, task
 
 
-def _load_tokenizer(where: dict[str, Any], name: str) -> Any:
+def load_tokenizer(place: Place) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, or transformers cannot read it.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(**place.where, trust_remote_code=False)
     except Exception as error:  # as above
-        raise ModelError(f"has no usable tokenizer: {_line(error)}", where=name) from None
+        raise ModelError(f"has no usable tokenizer: {one_line(error)}", where=place.source) from None
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, short and in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _files(model: Any, tokenizer: Any) -> dict[str, bytes]:
+def attachments(model: Any, tokenizer: Any) -> dict[str, bytes]:
+    """What travels along with the weights: file name -> bytes. The weights are not looked at."""
     files = {"config.json": clean_config(model.config.to_dict())}
     if getattr(model, "generation_config", None) is not None:
         files["generation_config.json"] = model.generation_config.to_json_string(use_diff=True).encode()

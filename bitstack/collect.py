@@ -39,11 +39,11 @@ class LinearStatistics:
 
 @dataclass(slots=True)
 class TokenStatistics:
-    """Of a matrix whose rows are token ids, [V, D]: diagonal Fisher = Σ over uses of row ⊗ column.
+    """Of a matrix whose rows are token ids, [V, D]: an error e in row v costs the sum over uses of w[v] · e A eᵀ.
 
     Attributes:
-        terms: one (rows float64 [V], columns float64 [D]) for each use: token frequency and squared gradient of an
-            embedding, squared logit gradient and squared hidden state of an output head.
+        terms: (w float64 [V], A float32 [D, D]) for each use: token frequency and second moment of the gradient of an
+            embedding, squared logit gradient and second moment of the hidden states of an output head.
     """
 
     terms: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -61,8 +61,8 @@ class Statistics:
 class _Moment:
     """The running second moment of one input, which several layers may share."""
 
-    def __init__(self, size: int) -> None:
-        self.sum = torch.zeros(size, size)
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+        self.sum = torch.zeros(size, size, device=device)
         self.count = 0
 
     def add(self, x: torch.Tensor) -> None:
@@ -107,7 +107,7 @@ class Collector:
         self._of = {use.name: (target, use) for target in self.targets for use in target.uses}
         self._vocabulary = vocabulary
         self._moments: dict[str, _Moment] = {}
-        self._inputs: dict[str, _Squares] = {}
+        self._tables: dict[str, _Moment] = {}
         self._outputs: dict[str, _Squares] = {}
         self._frequency: dict[str, torch.Tensor] = {}
         self._seen: list[tuple[torch.Tensor, _Moment]] = []
@@ -157,7 +157,7 @@ class Collector:
     def multiplied(self, use: Use, target: Target, x: torch.Tensor, y: torch.Tensor, first_row: int = 0) -> None:
         """Note a product y = x·Wᵀ, and the gradient at y when it comes; of the rows of W from ``first_row`` on."""
         if target.by_token:
-            self._inputs.setdefault(use.name, _Squares(target.columns)).add(x)
+            self._tables.setdefault(use.name, _Moment(target.columns, x.device)).add(x)
         else:
             self._add_moment(use.name, x)
         if y.requires_grad:  # a layer whose input does not depend on the text has no gradient
@@ -172,7 +172,8 @@ class Collector:
         if not torch.is_grad_enabled():
             return rows
         leaf = rows.detach().requires_grad_()
-        leaf.register_hook(self._outputs.setdefault(use.name, _Squares(target.columns)).add)  # type: ignore[no-untyped-call]
+        moment = self._tables.setdefault(use.name, _Moment(target.columns, rows.device))
+        leaf.register_hook(moment.add)  # type: ignore[no-untyped-call]
         return leaf.clone()  # not the leaf itself, which a module must not change in place
 
     def _add_moment(self, name: str, x: torch.Tensor) -> None:
@@ -180,7 +181,7 @@ class Collector:
         for seen, moment in self._seen:
             if seen is x and self._moments.setdefault(name, moment) is moment:
                 return
-        moment = self._moments.setdefault(name, _Moment(x.shape[-1]))
+        moment = self._moments.setdefault(name, _Moment(x.shape[-1], x.device))
         moment.add(x)
         self._seen.append((x, moment))
 
@@ -188,18 +189,19 @@ class Collector:
         """Let go of the inputs of this batch; to be called after each."""
         self._seen.clear()
 
-    def statistics(self, tokens: int, targets: Iterable[Target] | None = None) -> Statistics:
+    def statistics(self, tokens: int, gradient_tokens: int | None = None) -> Statistics:
         """The means of everything noted.
 
         Args:
             tokens: how many tokens of text went through the model.
-            targets: of these only; None: of all.
+            gradient_tokens: how many of them went back as well; None is all of them.
         """
+        back = max(tokens if gradient_tokens is None else gradient_tokens, 1)
         means = {id(moment): moment.mean() for moment in self._moments.values()}
         linear, token = {}, {}
-        for target in self.targets if targets is None else targets:
+        for target in self.targets:
             if target.by_token:
-                token[target.name] = TokenStatistics([self._term(use, target, tokens) for use in target.uses])
+                token[target.name] = TokenStatistics([self._term(use, target, tokens, back) for use in target.uses])
                 continue
             names = [use.name for use in target.uses]
             hessians = [means[id(self._moments[name])] for name in names if name in self._moments]
@@ -208,26 +210,19 @@ class Collector:
             hessian = hessians[0] if len(hessians) == 1 else torch.stack(hessians).mean(0)
             # A weight shared by several layers feels the sum of what they feel.
             output = sum(
-                (self._output(name, target.rows) / tokens for name in names), torch.zeros(target.rows).double()
+                (self._output(name, target.rows) / back for name in names), torch.zeros(target.rows).double()
             )
             linear[target.name] = LinearStatistics(hessian, _with_floor(output, target))
         return Statistics(linear, token, tokens)
 
-    def drop(self, targets: Iterable[Target]) -> None:
-        """Free what was noted of these targets."""
-        for target in targets:
-            for use in target.uses:
-                for notes in (self._moments, self._inputs, self._outputs, self._frequency):
-                    notes.pop(use.name, None)
-
     def _output(self, name: str, size: int) -> torch.Tensor:
         return self._outputs[name].sum if name in self._outputs else torch.zeros(size, dtype=torch.float64)
 
-    def _term(self, use: Use, target: Target, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _term(self, use: Use, target: Target, tokens: int, back: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = self._tables.get(use.name, _Moment(target.columns))
         if use.role != "embedding":
-            inputs = self._inputs.get(use.name, _Squares(target.columns))
-            return self._output(use.name, target.rows) / tokens, inputs.mean()
-        gradient = self._output(use.name, target.columns) / tokens
+            return self._output(use.name, target.rows) / back, seen.mean()
+        gradient = seen.sum / back
         if use.name in self._frequency:
             return self._frequency[use.name] / tokens, gradient
         # Positions or token types: every row alike.

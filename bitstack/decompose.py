@@ -38,7 +38,7 @@ class Search:
         tail: what follows the design.
         ranks: of the factors of a sign block.
         stretches: of its magnitude, relative to what fits a Gaussian.
-        factors: element type of the factors.
+        factors: element types of the factors.
         judge: weighs bytes against loss.
         walk: choose codes along the Hessian, else each element by itself.
     """
@@ -47,7 +47,7 @@ class Search:
     tail: Design
     ranks: tuple[int, ...]
     stretches: tuple[float, ...]
-    factors: str
+    factors: tuple[str, ...]
     judge: Judge
     walk: bool = True
 
@@ -208,7 +208,11 @@ class _Run:
         u, s, v = low_rank(weighted, max(search.ranks), problem.seed + len(state.losses[0]))
         ranks = sorted({min(k, s.shape[-1]) for k in search.ranks})
         options = [
-            [store(u[i, :, :k], _GAUSSIAN[bits - 1] * s[i, :k], v[i, :, :k], search.factors) for k in ranks]
+            [
+                store(u[i, :, :k], _GAUSSIAN[bits - 1] * s[i, :k], v[i, :, :k], kind)
+                for k in ranks
+                for kind in search.factors
+            ]
             for i in range(len(residual))
         ]
         walker = self._walker if which is None or self._walker is None else self._walker.select(which)

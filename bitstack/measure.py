@@ -39,7 +39,7 @@ class LinearMeasure:
     """Of linear layers: for row i, output[i] · (E H Eᵀ)[i, i].
 
     Attributes:
-        hessian: float32 [B, N, N], mean of x·xᵀ over the tokens of the calibration.
+        hessian: float32 [B, N, N], mean of x·xᵀ over the tokens of the calibration; [1, N, N] if all share one.
         output: float64 [B, M], mean squared gradient of the loss at each output.
     """
 
@@ -57,7 +57,7 @@ class LinearMeasure:
 
     def select(self, which: list[int]) -> "LinearMeasure":
         """See `Measure.select`."""
-        return LinearMeasure(self.hessian[which], self.output[which])
+        return LinearMeasure(self.hessian if len(self.hessian) == 1 else self.hessian[which], self.output[which])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """From a dense model to the blocks of one file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -9,147 +10,115 @@ import torch
 from bsformat import Form, Tensor, Writer
 from bsformat.errors import ModelError
 
-from . import decompose, reference
-from .calibrate import Statistics
-from .checkpoint import Checkpoint
-from .decompose import Scales
-from .measure import LinearMeasure, Measure, TokenMeasure
+from .blocks import Blocks
+from .decompose import Options
 from .order import order_by_worth
-from .progress import Reporter
-from .recipe import Options, Recipe
+from .outline import Outline, Tensors
+from .progress import Advance
 from .shell import TORCH_DTYPES
 from .targets import Target
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def write_blocks(
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is packed.
+
+    Attributes:
+        linear, token: how the chains of linear layers, and of embeddings and output heads, are made.
+        calib_tokens, window: how much text the statistics are taken from, and in windows of how many tokens.
+        gradient_tokens: how much of that text the loss is differentiated on.
+        heldout_tokens: how much other text the quality curve is measured on.
+        curve_points: how many points of the curve are measured.
+        seed: of everything random.
+    """
+
+    linear: Options = field(default_factory=lambda: Options(ranks=(8, 6, 4, 2, 2, 1, 1, 1)))
+    token: Options = field(default_factory=lambda: Options(ranks=(8, 8, 6, 4, 2, 2, 1, 1), walk=False))
+    calib_tokens: int = 8192
+    window: int = 512
+    gradient_tokens: int = 8192
+    heldout_tokens: int = 4096
+    curve_points: int = 6
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        out = asdict(self)
+        for options in (out["linear"], out["token"]):
+            options["ranks"] = list(options["ranks"])
+        return out
+
+
+def chain_options(recipe: Recipe, target: Target) -> Options:
+    """The part of the recipe that a parameter falls under."""
+    return recipe.token if target.by_token else recipe.linear
+
+
+def write_file(
     path: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    targets: list[Target],
-    statistics: Statistics,
-    recipe: Recipe,
+    outline: Outline,
+    values: Tensors,
+    targets: Sequence[Target],
+    blocks: Callable[[int], Blocks],
     extra: dict[str, Any],
-    report: Reporter,
+    progress: Advance,
 ) -> str:
-    """Decompose every target and write the file, without a quality curve.
+    """Write the file, without a quality curve. Never more than one tensor is in memory.
+
+    Args:
+        values: the tensors of the model.
+        blocks: gives the blocks of a target by its place in ``targets``.
+        progress: called with 1 for each tensor.
 
     Returns:
         The root digest.
 
     Raises:
-        ModelError: a weight is not finite. WriteError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
-    model = checkpoint.model
-    state = dict(model.state_dict())
-    names, aliases = _canonical(model, state)
-    packed = {t.name: t for t in targets}
-    measures = {name: _measure(statistics, t) for name, t in packed.items()}
-    options = {t.name: chain_options(recipe, t) for t in targets}
-    scales = {name: reference.chosen_scales(m.scales(), options[name].scales) for name, m in measures.items()}
-    tensors = list(_tensors(names, state, packed, checkpoint.dtype))
-    with Writer(path, tensors, compress=recipe.save.codec == "zstd") as writer:
+    numbers = {target.name: number for number, target in enumerate(targets)}
+    tensors = list(_tensors(outline, values, targets, numbers))
+    with Writer(path, tensors) as writer:
         chains = {t.name: t for t in writer.tensors}
-        for name in names:
-            if name not in packed:
-                decompose.check_finite(state[name], name)
-                writer.put(chains[name].first_chain, Form("raw"), _raw_bytes(state[name], chains[name].dtype))
-        for name, pair in scales.items():
-            for suffix, values in (("row_scale", pair.row), ("col_scale", pair.col)):
-                writer.put(chains[f"{name}#{suffix}"].first_chain, Form("raw"), _raw_bytes(values, "F16"))
         losses: dict[int, list[float]] = {}
         sizes: dict[int, list[int]] = {}
-        with report.stage("decompose", sum(t.rows * t.columns for t in targets), "weight") as advance:
-            for number, target in enumerate(targets):
-                weight = state[target.name].float()
-                decompose.check_finite(weight, target.name)
-                matrix = target.matrix(weight)
-                for chain, loss, size in _write_chains(
-                    writer,
-                    chains[target.name],
-                    matrix,
-                    scales[target.name],
-                    measures[target.name],
-                    options[target.name],
-                    recipe.seed + 1000 * number,
-                ):
-                    losses[chain], sizes[chain] = loss, size
-                advance(target.rows * target.columns)
-        for name, data in checkpoint.files.items():
-            writer.attach(name, data)
-        return writer.finish(order_by_worth(losses, sizes), aliases=aliases, extra=extra)
+        for name in outline.names:
+            if name not in numbers:
+                writer.put(chains[name].first_chain, Form("raw"), _raw_bytes(values.get(name), chains[name].dtype))
+                progress(1)
+        for target in targets:
+            made, tensor = blocks(numbers[target.name]), chains[target.name]
+            for suffix, scale in (("row_scale", made.scales.row), ("col_scale", made.scales.col)):
+                writer.put(chains[f"{target.name}#{suffix}"].first_chain, Form("raw"), _raw_bytes(scale, "F16"))
+            for group in range(tensor.n_chains):
+                chain = tensor.first_chain + group
+                losses[chain], sizes[chain] = made.losses(group), []
+                for form, data in made.payloads(group):
+                    writer.put(chain, form, data)
+                    sizes[chain].append(len(data))
+            progress(1)
+        for file, content in outline.files.items():
+            writer.attach(file, content)
+        return writer.finish(order_by_worth(losses, sizes), aliases=outline.aliases, extra=extra)
 
 
-def chain_options(recipe: Recipe, target: Target) -> Options:
-    """The part of the recipe that a parameter falls under."""
-    return recipe.decompose.token if target.by_token else recipe.decompose.linear
-
-
-def _write_chains(
-    writer: Writer,
-    tensor: Tensor,
-    matrix: torch.Tensor,
-    scales: Scales,
-    measure: Measure,
-    options: Options,
-    seed: int,
-) -> Iterator[tuple[int, list[float], list[int]]]:
-    """Write all chains of a tensor; for each its number, the loss after each level, and the bytes of each."""
-    inverse = measure.inverse() if options.walk else None
-    for group in range(tensor.n_chains):
-        start = group * tensor.group_rows
-        rest = matrix[start : start + tensor.group_rows].clone()
-        loss, size = [measure.loss(rest, start)], []
-        own = Scales(scales.row[start : start + len(rest)], scales.col)
-        if options.method == "paper":
-            levels = reference.chain(rest.clone(), own, options, seed=seed + 100_000 * group)
-        else:
-            levels = decompose.chain(rest.clone(), own, options, seed=seed + 100_000 * group, inverse=inverse)
-        for level in levels:
-            writer.put(tensor.first_chain + group, level.form, level.data)
-            rest -= level.values
-            loss.append(measure.loss(rest, start))
-            size.append(len(level.data))
-        yield tensor.first_chain + group, loss, size
-
-
-def _measure(statistics: Statistics, target: Target) -> Measure:
-    if target.by_token:
-        return TokenMeasure(statistics.token[target.name])
-    return LinearMeasure(statistics.linear[target.name])
-
-
-def _canonical(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> tuple[list[str], dict[str, str]]:
-    """The names of all distinct tensors of a model, and the other names of those that are tied."""
-    first: dict[int, str] = {}
-    names, aliases = [], {}
-    objects = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name in state:
-        key = id(objects.get(name, state[name]))
-        if key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            names.append(name)
-    return names, aliases
-
-
-def _tensors(
-    names: list[str], state: dict[str, torch.Tensor], packed: dict[str, Target], dtype: torch.dtype
-) -> Iterator[Tensor]:
+def _tensors(outline: Outline, values: Tensors, targets: Sequence[Target], numbers: dict[str, int]) -> Iterator[Tensor]:
     """The table of tensors: scales right before the tensor that they scale."""
     number = 0
-    for name in names:
-        target = packed.get(name)
-        if target is None:
-            value = state[name]
+    for name in outline.names:
+        if name not in numbers:
+            value = values.get(name)
             yield Tensor(name, tuple(value.shape), raw_dtype(value, name))
             number += 1
             continue
+        target = targets[numbers[name]]
         yield Tensor(f"{name}#row_scale", (target.rows,), "F16")
         yield Tensor(f"{name}#col_scale", (target.columns,), "F16")
-        dense = _NAMES.get(dtype, "F32")
-        yield Tensor(name, target.shape, dense, target.group_rows, number, number + 1, target.transposed)
+        shape = (target.rows, target.columns)
+        dense = _NAMES.get(outline.dtype, "F32")
+        yield Tensor(name, shape, dense, target.group_rows, number, number + 1, target.transposed)
         number += 3
 
 

@@ -10,8 +10,11 @@ Advance = Callable[[int], object]
 class Reporter(Protocol):
     """Shows the progress of long work."""
 
-    def stage(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-        """A stage of ``total`` units; within it, the function that it yields is called with the units done."""
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
+        """A stage of ``total`` units; within it, the function that it yields is called with the units done.
+
+        ``done`` of them were done by an earlier run: they count, but say nothing about how long the others take.
+        """
         ...
 
 
@@ -19,6 +22,6 @@ class Silent:
     """Shows nothing."""
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """See `Reporter.stage`."""
         yield lambda done: None

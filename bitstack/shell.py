@@ -174,7 +174,7 @@ def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     kind = settings.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **_harmless(settings))
-        with _meta_parameters():
+        with meta_parameters():
             build: Any = model_class(task_of(config)).from_config
             model = build(config, dtype=dtype, trust_remote_code=False)
         if any(a.name == "generation_config.json" for a in container.metadata.attachments):
@@ -211,7 +211,7 @@ def _json(container: Container, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _meta_parameters() -> Iterator[None]:
+def meta_parameters() -> Iterator[None]:
     """Within it, every parameter that a module registers becomes a meta tensor of the same shape and type.
 
     A module allocates its parameter without touching the memory and registers it at once, so that at most one exists,
@@ -221,7 +221,7 @@ def _meta_parameters() -> Iterator[None]:
 
     def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         original(self, name, param)
-        if param is not None:
+        if param is not None and not param.is_meta:  # one that is tied to another stays the same object
             self._parameters[name] = nn.Parameter(param.detach().to("meta"), requires_grad=False)
 
     with _patching:

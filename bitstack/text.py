@@ -108,9 +108,9 @@ def self_windows(
     fed = ids
     with torch.inference_mode():
         while ids.shape[1] < window:
-            out = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(input_ids=fed.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
-            probabilities = torch.softmax(out.logits[:, -1].float(), -1)
+            probabilities = torch.softmax(out.logits[:, -1].float().cpu(), -1)
             if not torch.isfinite(probabilities).all():
                 raise ModelError("computes logits that are NaN or infinite", reason="model-values")
             fed = torch.multinomial(probabilities, 1, generator=generator)

@@ -23,8 +23,8 @@ class Walker:
     """What the walk over a stack of B matrices with N columns needs.
 
     Attributes:
-        order: int64 [B, N], the columns in the order in which they are walked.
-        factor: float32 [B, N, N], upper Cholesky factor of the inverse damped Hessian in that order.
+        order: int64 [B, N], the columns in the order in which they are walked; or [1, N], for all matrices alike.
+        factor: float32 [B, N, N] or [1, N, N], upper Cholesky factor of the inverse damped Hessian in that order.
     """
 
     order: torch.Tensor
@@ -32,7 +32,7 @@ class Walker:
 
     @classmethod
     def along(cls, hessian: torch.Tensor) -> "Walker":
-        """For Hessians [B, N, N], the second moments of the inputs."""
+        """For Hessians [B, N, N], the second moments of the inputs; [1, N, N] for matrices that share theirs."""
         order = torch.argsort(hessian.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
         ordered = hessian.gather(1, order[:, :, None].expand_as(hessian))
         ordered = ordered.gather(2, order[:, None, :].expand_as(hessian))
@@ -40,7 +40,7 @@ class Walker:
 
     def select(self, which: list[int]) -> "Walker":
         """For some of the matrices."""
-        return Walker(self.order[which], self.factor[which])
+        return self if len(self.order) == 1 else Walker(self.order[which], self.factor[which])
 
     def codes(self, target: torch.Tensor, magnitude: torch.Tensor, bits: int) -> torch.Tensor:
         """Codes for ``target`` [B, M, N] in steps of a ``magnitude`` of the same shape: see `nearest`; int8."""
@@ -65,9 +65,7 @@ class Walker:
                 if j + 1 < stop:
                     left[j + 1 : stop].addcmul_(block[j - start, j + 1 - start :], error[None], value=-1)
             if stop < columns:
-                rest = torch.bmm(
-                    self.factor[:, start:stop, stop:].mT, errors[: stop - start].transpose(0, 1)
-                )  # [B, rest, M]
+                rest = self.factor[:, start:stop, stop:].mT @ errors[: stop - start].transpose(0, 1)  # [B, rest, M]
                 left[stop:] -= rest.transpose(0, 1)
         out = torch.empty_like(target, dtype=torch.int8)
         return out.scatter_(2, order, codes.permute(1, 2, 0))

@@ -18,7 +18,7 @@ class Bars:
     """A `bitstack.progress.Reporter` that draws a bar for each stage on stderr."""
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """See `bitstack.progress.Reporter.stage`."""
         from tqdm import tqdm
 
@@ -27,6 +27,7 @@ class Bars:
         with tqdm(
             desc=title,
             total=total,
+            initial=done,
             unit=unit if binary else f" {unit}s",
             unit_scale=True,
             unit_divisor=1024 if binary else 1000,

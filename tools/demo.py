@@ -58,10 +58,10 @@ class Timed:
     """A `bitstack.progress.Reporter` that says after each stage how long it took; bars are drawn as elsewhere."""
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """See `bitstack.progress.Reporter.stage`."""
         started = time.monotonic()
-        with reporter().stage(title, total, unit) as advance:
+        with reporter().stage(title, total, unit, done) as advance:
             yield advance
         print(f"{title}: {total:,} {unit}s in {time.monotonic() - started:.1f} s", flush=True)
 
@@ -133,7 +133,7 @@ def packed(model: str, work: Path, *, reuse: bool) -> Path:
         print(f"{path} of an earlier run is used again")
         return path
     note.unlink(missing_ok=True)
-    made = bitstack.pack(model, path, report=Timed())
+    made = bitstack.pack(model, path, report=Timed(), restart=not reuse)
     note.write_text(json.dumps(stamp, indent=2) + "\n")
     print(f"{made.path}: {format_size(made.size)}, root {made.root}")
     return path

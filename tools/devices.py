@@ -26,6 +26,18 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
+def find_devices(name: str | None) -> list[torch.device]:
+    """The devices that a name stands for: ``cuda`` for every GPU there is. None: see `find_device`.
+
+    Raises:
+        BstkError: there is no such device.
+    """
+    device = find_device(name)
+    if str(device) == "cuda":
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [device]
+
+
 def find_dtype(name: str | None) -> torch.dtype | None:
     """A floating type by its name in torch; None stays None."""
     if name is None:

@@ -116,6 +116,10 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="OUT.bstk", required=True, help="the file to write")
     add("--force", action="store_true", help="replace the output file if it exists")
     add("--recipe", metavar="NAME|FILE", default="default", help="a recipe of bstk recipes, or a .yaml file")
+    add("--device", help="cpu, cuda (every GPU there is), cuda:1, …; default: cuda if there is one")
+    add("--work", metavar="DIR", help="where finished steps are kept until all is done (default: OUT.bstk.work)")
+    add("--restart", action="store_true", help="discard what an earlier run left in the work folder")
+    add("--keep-work", action="store_true", help="do not remove the work folder at the end")
     add_json(parser)
     groups: dict[str, Any] = {}
     for item in recipe_settings():

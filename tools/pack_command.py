@@ -28,9 +28,20 @@ def run(args: argparse.Namespace) -> int:
     check_paths(args.output, recipe.calib.text, force=args.force)
     import bitstack
 
+    from .devices import find_devices
+
     quiet_libraries()
     started = time.monotonic()
-    packed = bitstack.pack(args.model, args.output, recipe=recipe, report=reporter())
+    packed = bitstack.pack(
+        args.model,
+        args.output,
+        recipe=recipe,
+        report=reporter(),
+        devices=find_devices(args.device),
+        work=args.work,
+        restart=args.restart,
+        keep_work=args.keep_work,
+    )
     seconds = time.monotonic() - started
     with bsformat.open(packed.path) as container:
         tensors = [t for t in container.model_tensors.values() if t.packed]
@@ -51,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
                 "raw_tensors": len(raw),
                 "large_raw_tensors": large,
                 "why_raw": {name: packed.why_raw.get(name, _SMALL) for name in large},
+                "whole_model": packed.whole or None,
                 "seconds": round(seconds, 3),
             }
         )
@@ -62,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"  raw      {len(raw)} tensors{', none of them large' if not large else ', these of them large:'}")
     for name, size in large.items():
         print(f"           {printable(name)}, {exact_size(size)}: {packed.why_raw.get(name, _SMALL)}")
+    if packed.whole:
+        print(f"  memory   held the whole model, which cannot be run one layer at a time: {printable(packed.whole)}")
     return 0
 
 

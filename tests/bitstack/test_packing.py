@@ -1,10 +1,13 @@
 """Packing: what is refused, what is written, and that it is the same every time."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +16,22 @@ import torch
 
 import bitstack
 import bsformat
-from bitstack import pipeline
+from bitstack import corpus, pipeline
 from bitstack.checkpoint import open_checkpoint
+from bitstack.corpus import texts
+from bitstack.decompose import Options
 from bitstack.packing import raw_dtype
-from bitstack.progress import Advance
+from bitstack.progress import Advance, Silent
 from bitstack.shell import TORCH_DTYPES
+from bitstack.work import WorkFolder
 from bsformat.errors import ModelError, WriteError
 
 
 @pytest.fixture(scope="module")
 def recipe(small: bitstack.Recipe) -> bitstack.Recipe:
     """Two levels: a file in half a second."""
-    return small.changed(
-        {
-            "decompose.linear.ranks": (2, 1),
-            "decompose.token.ranks": (2, 1),
-            "calib.tokens": 64,
-            "eval.curve_points": 2,
-        }
+    return replace(
+        small, linear=Options(ranks=(2, 1)), token=Options(ranks=(2, 1), walk=False), calib_tokens=64, curve_points=2
     )
 
 
@@ -47,8 +48,8 @@ def test_the_same_bytes_every_time(folder: Path, recipe: bitstack.Recipe, tmp_pa
     torch.manual_seed(123)
     assert bitstack.pack(folder, second, recipe=recipe).root == root
     code = (
-        "import sys, bitstack\n"
-        f"bitstack.pack(sys.argv[1], sys.argv[2], recipe=bitstack.Recipe.from_json({recipe.to_json()}))\n"
+        "import sys, bitstack\nfrom bitstack.decompose import Options\n"
+        f"bitstack.pack(sys.argv[1], sys.argv[2], recipe=bitstack.{recipe!r})\n"
     )
     threads = torch.get_num_threads()
     done = subprocess.run(
@@ -63,7 +64,7 @@ def test_the_same_bytes_every_time(folder: Path, recipe: bitstack.Recipe, tmp_pa
 
 def test_another_seed_is_another_file(folder: Path, recipe: bitstack.Recipe, tmp_path: Path) -> None:
     a = bitstack.pack(folder, tmp_path / "a.bstk", recipe=recipe)
-    b = bitstack.pack(folder, tmp_path / "b.bstk", recipe=recipe.changed({"seed": 1}))
+    b = bitstack.pack(folder, tmp_path / "b.bstk", recipe=replace(recipe, seed=1))
     assert a.root != b.root
 
 
@@ -95,24 +96,27 @@ def test_a_weight_that_is_no_number(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(
+def test_an_interruption_leaves_the_old_file_and_the_work(
     folder: Path, recipe: bitstack.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step fails: the draft is written by then."""
+    """The last step is interrupted: the draft is written by then, and only the curve is measured again."""
     output = tmp_path / "x.bstk"
     output.write_bytes(b"old")
-    seen = []
 
-    def fail(*args: Any) -> Any:
-        seen.extend(p.name for p in tmp_path.rglob("*"))
+    def fail(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_measure_curve", fail)
-    with pytest.raises(KeyboardInterrupt):
-        bitstack.pack(folder, output, recipe=recipe)
-    assert "draft.bstk" in seen
-    assert [p.name for p in tmp_path.rglob("*")] == ["x.bstk"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "perplexity", fail)
+        with pytest.raises(KeyboardInterrupt):
+            bitstack.pack(folder, output, recipe=recipe)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bstk", "x.bstk.work"]
     assert output.read_bytes() == b"old"
+    report = _Recorder()
+    again = bitstack.pack(folder, output, recipe=recipe, report=report)
+    assert list(report.stages) == ["measure curve"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["x.bstk"]
+    assert bitstack.pack(folder, tmp_path / "y.bstk", recipe=recipe).root == again.root
 
 
 def test_nowhere_to_write(folder: Path, tmp_path: Path) -> None:
@@ -137,8 +141,8 @@ class _Recorder:
         self.stages: dict[str, list[int]] = {}
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        done = self.stages.setdefault(title, [total, 0])
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        done = self.stages.setdefault(title, [total, done])
 
         def advance(count: int) -> None:
             done[1] += count
@@ -149,7 +153,9 @@ class _Recorder:
 def test_every_stage_reaches_its_total(folder: Path, recipe: bitstack.Recipe, tmp_path: Path) -> None:
     report = _Recorder()
     bitstack.pack(folder, tmp_path / "x.bstk", recipe=recipe, report=report)
-    assert list(report.stages) == ["write text", "calibrate", "measure dense", "decompose", "measure curve"]
+    assert list(report.stages) == [
+        *("read weights", "write text", "gradients", "layers", "measure dense", "write", "measure curve")
+    ]
     for title, (total, done) in report.stages.items():
         assert 0 < total == done, title
 
@@ -157,8 +163,12 @@ def test_every_stage_reaches_its_total(folder: Path, recipe: bitstack.Recipe, tm
 # The texts
 
 
-def _windows(folder: Path, recipe: bitstack.Recipe, text: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    calibration, heldout = pipeline._texts(open_checkpoint(folder), text, recipe, pipeline.Silent())
+def _windows(folder: Path, recipe: bitstack.Recipe, text: Path | str) -> tuple[torch.Tensor, torch.Tensor]:
+    checkpoint = open_checkpoint(folder)
+    with tempfile.TemporaryDirectory() as place, WorkFolder(Path(place) / "work", {}) as work:
+        calibration, heldout = texts(
+            checkpoint.model, checkpoint.tokenizer, text, recipe, Silent(), work, contextlib.nullcontext
+        )
     return calibration.ids, heldout.ids
 
 
@@ -174,9 +184,29 @@ def test_held_out_text_is_other_text(folder: Path, small: bitstack.Recipe, tmp_p
 
 
 def test_own_held_out_text_is_other_text(folder: Path, small: bitstack.Recipe) -> None:
-    calibration, heldout = pipeline._texts(open_checkpoint(folder), "self", small, pipeline.Silent())
-    assert (calibration.ids.shape, heldout.ids.shape) == ((8, 32), (2, 32))
-    assert not {tuple(w) for w in calibration.ids.tolist()} & {tuple(w) for w in heldout.ids.tolist()}
+    calibration, heldout = _windows(folder, small, "self")
+    assert (calibration.shape, heldout.shape) == ((8, 32), (2, 32))
+    assert not {tuple(w) for w in calibration.tolist()} & {tuple(w) for w in heldout.tolist()}
+
+
+def test_long_own_text_is_written_in_parts(
+    folder: Path, small: bitstack.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = _windows(folder, small, "self")
+    monkeypatch.setattr(corpus, "_AT_ONCE", 128)  # four windows
+    counts = []
+    write = corpus.self_windows
+
+    def counting(*args: Any, **options: Any) -> Any:
+        counts.append(args[3])
+        return write(*args, **options)
+
+    monkeypatch.setattr(corpus, "self_windows", counting)
+    calibration, heldout = _windows(folder, small, "self")
+    assert counts == [4, 4, 2]
+    assert (calibration.shape, heldout.shape) == ((8, 32), (2, 32))
+    assert len({tuple(w) for w in torch.cat([calibration, heldout]).tolist()}) == 10
+    assert calibration.shape == whole.shape
 
 
 @pytest.mark.parametrize(("tokens", "shapes"), [(64, (1, 1)), (5 * 32, (4, 1)), (10 * 32, (8, 2)), (99 * 32, (8, 2))])
@@ -197,12 +227,9 @@ def test_a_text_of_one_window(folder: Path, small: bitstack.Recipe, tmp_path: Pa
 
 
 def test_windows_fit_the_model(folder: Path, small: bitstack.Recipe) -> None:
-    silent = pipeline.Silent()
-    calibration, heldout = pipeline._texts(
-        open_checkpoint(folder), "self", small.changed({"calib.window": 4096}), silent
-    )
-    assert calibration.ids.shape == (4, 64)  # the model has 64 positions
-    assert heldout.ids.shape == (1, 64)
+    calibration, heldout = _windows(folder, replace(small, window=4096), "self")
+    assert calibration.shape == (4, 64)  # the model has 64 positions
+    assert heldout.shape == (1, 64)
 
 
 # Raw tensors

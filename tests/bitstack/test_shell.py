@@ -12,7 +12,7 @@ from torch import nn
 
 import bitstack
 import bsformat
-from bitstack.shell import Shell, _meta_parameters
+from bitstack.shell import Shell, meta_parameters
 from bsformat import Form, Tensor, Writer
 from bsformat.errors import BstkError, ModelError
 
@@ -266,7 +266,7 @@ def test_modules_are_made_as_ever_afterwards() -> None:
     made = []
 
     def fail() -> None:
-        with _meta_parameters():
+        with meta_parameters():
             made.append(nn.Linear(3, 3))
             raise RuntimeError("inside")
 

@@ -370,3 +370,31 @@ def test_a_copy_elsewhere_is_the_same_file(bstk: Bstk, tiny_bstk: Path, tmp_path
     copy = tmp_path / "ü ö.bstk"
     shutil.copy(tiny_bstk, copy)
     assert bstk("inspect", copy, "--json").json["root"] == bstk("inspect", tiny_bstk.as_uri(), "--json").json["root"]
+
+
+def test_pack_goes_on_in_its_work_folder(bstk: Bstk, tiny_model: Path, tiny_bstk: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first = bstk("pack", tiny_model, "-o", tmp_path / "a.bstk", *PACK_OPTIONS, "--work", work, "--keep-work")
+    assert (first.code, first.err) == (0, "")
+    kept = {p.name: p.stat().st_mtime_ns for p in work.iterdir()}
+    assert {"manifest.json", "draft.bstk", "curve.json"} <= set(kept)
+    options = (*PACK_OPTIONS, "--work", work, "--keep-work", "--device", "cpu", "--json")
+    again = bstk("pack", tiny_model, "-o", tmp_path / "b.bstk", *options)
+    assert again.json["whole_model"] is None
+    assert (tmp_path / "b.bstk").read_bytes() == (tmp_path / "a.bstk").read_bytes() == tiny_bstk.read_bytes()
+    steps = {p.name: p.stat().st_mtime_ns for p in work.iterdir() if p.name != "lock"}
+    assert steps == {name: when for name, when in kept.items() if name != "lock"}
+    fresh = bstk("pack", tiny_model, "-o", tmp_path / "c.bstk", *PACK_OPTIONS, "--work", work, "--restart")
+    assert fresh.code == 0
+    assert (tmp_path / "c.bstk").read_bytes() == tiny_bstk.read_bytes()
+    assert not work.exists()
+
+
+def test_pack_takes_gradients_of_part_of_the_text(
+    bstk: Bstk, tiny_model: Path, tiny_bstk: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "a.bstk"
+    assert bstk("pack", tiny_model, "-o", output, *PACK_OPTIONS, "--gradient-tokens", "32").code == 0
+    with bsformat.open(output) as container:
+        assert container.metadata.extra["recipe"]["gradient_tokens"] == 32
+    assert output.read_bytes() != tiny_bstk.read_bytes()

@@ -246,8 +246,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(failed: Failed, tiny_model: Path, small_disk: Path) -> None:
     line = failed("pack", tiny_model, "-o", small_disk / "out.bstk", *PACK_OPTIONS)
     assert line.endswith("[disk-full]")
-    assert "free some space" in line
-    assert os.listdir(small_disk) == []
+    assert "free some space and run the same command again" in line
+    assert os.listdir(small_disk) == ["out.bstk.work"]
+    assert not [p for p in (small_disk / "out.bstk.work").iterdir() if p.suffix == ".part"]
 
 
 @pytest.mark.parametrize(
@@ -421,3 +422,20 @@ def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
 def test_version(bstk: Bstk) -> None:
     ended = bstk("--version")
     assert (ended.code, ended.out) == (0, f"bstk {bsformat.__version__}\n")
+
+
+def test_the_work_of_another_packing(bstk: Bstk, failed: Failed, tiny_model: Path, tmp_path: Path) -> None:
+    kept = ("--work", tmp_path / "work", "--keep-work")
+    assert bstk("pack", tiny_model, "-o", tmp_path / "a.bstk", *PACK_OPTIONS, *kept).code == 0
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", *PACK_OPTIONS, *kept, "--seed", "1")
+    assert line.startswith(f"{tmp_path}/work: holds the unfinished work of another packing (another recipe)")
+    assert line.endswith("[work-folder]")
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", *PACK_OPTIONS, "--work", tiny_model)
+    assert "other things in it" in line
+    assert (tiny_model / "config.json").exists()
+
+
+def test_packing_on_a_device_that_is_not_there(failed: Failed, tiny_model: Path, tmp_path: Path) -> None:
+    line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", "--device", "cuda:99")
+    assert line.endswith("[device]")
+    assert not list(tmp_path.iterdir())
