@@ -9,11 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-
-from bsformat.errors import ModelError
 
 from .collect import Collector, LinearStatistics, Statistics, TokenStatistics
+from .runner import forward, next_token_loss
 from .targets import Target
 from .text import Windows
 
@@ -42,14 +40,10 @@ def calibrate(
     per_batch = max(1, batch_tokens // windows.ids.shape[1])
     with collector.attached(), torch.enable_grad():
         for ids in torch.split(windows.ids, per_batch):
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+            moved = ids.to(model.device)
+            embedded = model.get_input_embeddings()(moved).detach().requires_grad_()
             collector.count_tokens(ids)
-            logits = model(inputs_embeds=embedded, use_cache=False).logits
-            # The last position has no label; ignoring it costs less than cutting the logits, which are large.
-            labels = nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
-            if not torch.isfinite(loss):
-                raise ModelError("computes logits that are NaN or infinite", reason="model-values")
+            loss = next_token_loss(forward(model, embedded), moved)
             (gradient,) = torch.autograd.grad(loss, embedded)
             collector.embedding.add(gradient)
             collector.forget_inputs()

@@ -113,7 +113,8 @@ class Tensors:
         if weights is None:
             if not work.has(_SPOOL):
                 _spool(outline, work)
-            weights = Weights(outline.model, file_tensors([work.file(_SPOOL)]), outline.place.source)
+            copied = file_tensors([work.file(_SPOOL)])
+            weights = Weights(outline.model, copied, outline.place.source, renamed=False)
         self._weights = weights
 
     def _direct(self) -> Weights | None:
@@ -123,9 +124,13 @@ class Tensors:
         if outline.place.gguf or not outline.sources or getattr(outline.model.config, "quantization_config", None):
             return None
         try:
-            weights = Weights(outline.model, file_tensors(outline.sources), outline.place.source)
-        except Exception as error:  # damaged files, or rules of transformers that we do not follow
+            tensors = file_tensors(outline.sources)
+        except Exception as error:  # as above
             raise _unreadable(outline.place, error) from None
+        try:
+            weights = Weights(outline.model, tensors, outline.place.source)
+        except Exception:  # rules that this version of transformers has and we do not know
+            return None
         complete = all(self._find(name, weights) or not self._state[name].is_meta for name in outline.names)
         return weights if complete else None
 

@@ -1,7 +1,9 @@
 """Packing from end to end: open, calibrate, decompose, order, write, and measure the quality curve."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,7 @@ from .api import load
 from .corpus import texts
 from .decompose import check_finite
 from .evaluation import perplexity
+from .layerwise import has_fast_bfloat16
 from .outline import Outline, Tensors, open_outline
 from .packing import Recipe, write_file
 from .producer import Producer
@@ -98,12 +101,30 @@ def pack(
     identity = _identity(outline, calib, recipe, places[0])
     with WorkFolder(work or f"{path}.work", identity, restart=restart, keep=keep_work) as kept:
         job = _Job(outline, targets, calib, recipe, report, places, kept)
-        job.draft()
+        with _repeatable(places[0]):
+            job.draft()
         root = job.finish(path)
         why = kept.load_json(_ABOUT)["whole"]
     packed = {t.name for t in targets}
     raw = tuple(n for n, _ in outline.model.named_parameters() if n not in packed)
     return Packed(path, root, os.path.getsize(path), raw, why)
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Within it, CUDA too computes the same bits every time, as far as it can."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _identity(outline: Outline, calib: str | os.PathLike[str], recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -125,7 +146,7 @@ def _identity(outline: Outline, calib: str | os.PathLike[str], recipe: Recipe, d
         "calibration text": text,
         "recipe": recipe.to_json(),
         "software": versions,
-        "device": device.type,
+        "device": [device.type, has_fast_bfloat16()] if device.type == "cpu" else [device.type],
     }
 
 
