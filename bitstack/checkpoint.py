@@ -63,7 +63,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
     Raises:
         ModelError: nothing there, no weights, an unknown architecture, or no tokenizer.
     """
-    place = locate(source)
+    place = locate(source, revision=revision)
     model, dtype, task = _load_model(place.where, place.source)
     tokenizer = load_tokenizer(place)
     return Checkpoint(place.name, model, tokenizer, attachments(model, tokenizer), dtype, task)
@@ -89,7 +89,7 @@ class Place:
         return None if file is None else Path(self.where["pretrained_model_name_or_path"], file)
 
 
-def locate(source: str | os.PathLike[str]) -> Place:
+def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Place:
     """Find out what a model's name means.
 
     Raises:

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from bsformat.errors import ModelError
 
-from .packing import Recipe
 from .progress import Reporter
+from .recipe import Recipe
+from .task import Task, prepare
 from .text import Windows, file_windows, self_windows
 from .work import WorkFolder
 
@@ -18,16 +20,32 @@ from .work import WorkFolder
 _AT_ONCE: Final = 1 << 15
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The windows of one packing; no window is in two of them.
+
+    Attributes:
+        calib: what the statistics are taken from.
+        heldout: what the quality curve is measured on.
+        tune: token ids [steps, tokens a window], what the scales are trained on.
+    """
+
+    calib: Windows
+    heldout: Windows
+    tune: torch.Tensor
+
+
 def texts(
     model: Any,
     tokenizer: Any,
+    task: Task,
     calib: str | os.PathLike[str],
     recipe: Recipe,
     report: Reporter,
     work: WorkFolder,
     whole: Callable[[], AbstractContextManager[object]],
-) -> tuple[Windows, Windows]:
-    """Windows to calibrate on, and others, held out.
+) -> Texts:
+    """Cut the windows of one packing out of a text.
 
     Args:
         calib: a text file, or ``self``: text that the model writes.
@@ -35,26 +53,51 @@ def texts(
         whole: a context in which all of the model is in memory.
 
     Raises:
-        ModelError: the text cannot be read, or is too short.
+        ModelError: the text cannot be read, or is too short; or the model is to write it and does not write.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or recipe.window
-    window = min(recipe.window, int(limit))
-    count, heldout = max(1, recipe.calib_tokens // window), max(1, recipe.heldout_tokens // window)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or recipe.calib.window
+    window = min(recipe.calib.window, int(limit))
+    count, heldout = max(1, recipe.calib.tokens // window), max(1, recipe.eval.heldout_tokens // window)
+    steps = recipe.tune.steps if task == "causal" else 0
     if os.fspath(calib) == "self":
-        ids = _written(model, tokenizer, window, count + heldout, recipe.seed, report, work, whole)
-        return Windows("self", ids[:count]), Windows("self", ids[count:])
-    everything = file_windows(tokenizer, calib, window)
-    name, total = everything.name, len(everything)
+        if task != "causal":
+            raise ModelError(
+                f"is a {type(model).__name__}, which writes no text of its own to calibrate on: name a text file with "
+                "--calib FILE",
+                reason="text",
+            )
+        ids = _written(model, tokenizer, window, count + steps + heldout, recipe.seed, report, work, whole)
+        parts = [ids[:count], ids[count : count + steps], ids[count + steps :]]
+        name = "self"
+    else:
+        everything = file_windows(tokenizer, calib, window)
+        name, parts = everything.name, _cut(everything.ids, count, steps, heldout, os.fspath(calib))
+
+    def prepared(ids: torch.Tensor, seed: int) -> Windows:
+        return prepare(Windows(name, ids), task, model, tokenizer, seed)
+
+    return Texts(prepared(parts[0], recipe.seed), prepared(parts[2], recipe.seed + 1), parts[1])
+
+
+def _cut(ids: torch.Tensor, count: int, steps: int, heldout: int, name: str) -> list[torch.Tensor]:
+    """Windows for the statistics and for tuning, spread over the text, and those held out from its end."""
+    total = len(ids)
     if total < 2:
         raise ModelError(
-            f"has {everything.ids.numel()} tokens, fewer than two windows of {window}, one of them held out",
-            where=os.fspath(calib),
+            f"has {ids.numel()} tokens, fewer than two windows of {ids.shape[1]}, one of them held out",
+            where=name,
             reason="text",
         )
-    heldout = min(heldout, max(1, total // 5))
-    rest = total - heldout
-    chosen = torch.arange(min(count, rest)) * rest // min(count, rest)
-    return Windows(name, everything.ids[chosen]), Windows(name, everything.ids[rest:])
+    rest = total - min(heldout, max(1, total // 5))
+    # Tuning wants windows that the statistics have not seen; of a short text it gets a third.
+    steps = min(steps, max(0, rest - count), rest) if rest >= count + steps else min(steps, rest // 3)
+    count = min(count, rest - steps)
+    chosen = torch.arange(count) * rest // count
+    free = torch.ones(rest, dtype=torch.bool)
+    free[chosen] = False
+    others = free.nonzero().flatten()
+    tune = others[torch.arange(steps) * len(others) // max(steps, 1)]
+    return [ids[chosen], ids[tune], ids[rest:]]
 
 
 def _written(

@@ -13,6 +13,7 @@ from bsformat.errors import ModelError
 
 from .checkpoint import Place, attachments, load_tokenizer, locate, one_line, open_checkpoint
 from .shell import meta_parameters
+from .task import Task, model_class, task_of
 from .weights import Weights, digest, file_tensors, weight_files
 from .work import WorkFolder
 
@@ -29,7 +30,7 @@ class Outline:
             computes for itself are real.
         tokenizer: its tokenizer. files: what travels along: name -> bytes.
         dtype: what the weights are stored as.
-        sources: the files that hold the weights.
+        sources: the files that hold the weights. task: what the model does.
         names: of all distinct tensors, as the model registers them. aliases: other names of tied ones.
     """
 
@@ -39,6 +40,7 @@ class Outline:
     files: dict[str, bytes]
     dtype: torch.dtype
     sources: list[Path]
+    task: Task = "causal"
     names: list[str] = field(init=False)
     aliases: dict[str, str] = field(init=False)
 
@@ -50,32 +52,33 @@ class Outline:
         return digest(self.sources)
 
 
-def open_outline(source: str | os.PathLike[str]) -> Outline:
-    """Build a causal language model without weights, and read its tokenizer.
+def open_outline(source: str | os.PathLike[str], *, revision: str | None = None) -> Outline:
+    """Build a model without weights, and read its tokenizer.
 
     No code that comes with a model is run: an ``auto_map`` in its configuration is ignored.
 
     Raises:
         ModelError: nothing there, no weights, an unknown architecture, or no tokenizer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    place = locate(source)
+    place = locate(source, revision=revision)
     try:
         config = AutoConfig.from_pretrained(**place.where, trust_remote_code=False)
         stored = torch.float16 if place.gguf else config.dtype
-        build: Any = AutoModelForCausalLM.from_config
+        task: Task = "causal" if place.gguf else task_of(config)
+        build: Any = model_class(task).from_config
         with meta_parameters():
             model = build(config, dtype=torch.float32, trust_remote_code=False).eval().requires_grad_(False)
         _read_generation_config(model, place)
         sources = [place.gguf] if place.gguf else weight_files(place.source)
-    except ModelError:
-        raise
+    except ModelError as error:
+        raise ModelError(error.message, where=error.where or place.source, reason=error.reason) from None
     except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
         raise _unreadable(place, error) from None
     tokenizer = load_tokenizer(place)
     dtype = stored if stored in (torch.bfloat16, torch.float16) else torch.float32
-    return Outline(place, model, tokenizer, attachments(model, tokenizer), dtype, sources)
+    return Outline(place, model, tokenizer, attachments(model, tokenizer), dtype, sources, task)
 
 
 def _read_generation_config(model: Any, place: Place) -> None:
@@ -90,7 +93,7 @@ def _read_generation_config(model: Any, place: Place) -> None:
 
 
 def _unreadable(place: Place, error: BaseException) -> ModelError:
-    return ModelError(f"cannot be loaded as a causal language model: {one_line(error)}", where=place.source)
+    return ModelError(f"cannot be loaded as a language model: {one_line(error)}", where=place.source)
 
 
 class Tensors:
@@ -113,7 +116,8 @@ class Tensors:
         if weights is None:
             if not work.has(_SPOOL):
                 _spool(outline, work)
-            weights = Weights(outline.model, file_tensors([work.file(_SPOOL)]), outline.place.source)
+            copied = file_tensors([work.file(_SPOOL)])
+            weights = Weights(outline.model, copied, outline.place.source, renamed=False)
         self._weights = weights
 
     def _direct(self) -> Weights | None:
@@ -123,9 +127,13 @@ class Tensors:
         if outline.place.gguf or not outline.sources or getattr(outline.model.config, "quantization_config", None):
             return None
         try:
-            weights = Weights(outline.model, file_tensors(outline.sources), outline.place.source)
-        except Exception as error:  # damaged files, or rules of transformers that we do not follow
+            tensors = file_tensors(outline.sources)
+        except Exception as error:  # as above
             raise _unreadable(outline.place, error) from None
+        try:
+            weights = Weights(outline.model, tensors, outline.place.source)
+        except Exception:  # rules that this version of transformers has and we do not know
+            return None
         complete = all(self._find(name, weights) or not self._state[name].is_meta for name in outline.names)
         return weights if complete else None
 
@@ -149,7 +157,7 @@ class Tensors:
             raise _unreadable(self._outline.place, error) from None
         if value.shape != (wanted := self._state[name].shape):
             raise ModelError(
-                f"cannot be loaded as a causal language model: {name} has shape {list(value.shape)}, its configuration "
+                f"cannot be loaded as a language model: {name} has shape {list(value.shape)}, its configuration "
                 f"says {list(wanted)}",
                 where=self._outline.place.source,
             )

@@ -95,7 +95,8 @@ class LayerRunner:
         inside = {name for names in self._names for name in names}
         if sum(map(len, self._names)) != len(inside):
             raise Unsuitable("its layers share weights")
-        tables = {id(m) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if m}
+        both = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        tables = {id(module) for module in both if module is not None}
         large = [p for p, m in self.model.named_modules() if id(m) in tables]
         self._tables = list(dict.fromkeys(name for path in large for name in residency.under(path)))
         if inside & {*self._tables}:

@@ -43,11 +43,12 @@ class Weights:
         model: the model that they belong to, on the meta device.
         tensors: what the files hold: name -> function that reads it.
         where: what they come from, for people.
+        renamed: the files may have other names than the model, and other tensors, as transformers knows.
     """
 
-    def __init__(self, model: Any, tensors: Mapping[str, Reader], where: str) -> None:
+    def __init__(self, model: Any, tensors: Mapping[str, Reader], where: str, *, renamed: bool = True) -> None:
         self._model, self._tensors, self._where = model, tensors, where
-        self._groups = _plan(model, tensors)
+        self._groups = _plan(model, tensors) if renamed else {n: _Group(n, None, [(n, n)]) for n in tensors}
 
     def __contains__(self, name: str) -> bool:
         return name in self._groups
