@@ -94,6 +94,11 @@ class Elastic:
         self.container.close()
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be told."""
+    return loader.free_bytes(device)
+
+
 def load(
     uri: str | os.PathLike[str] | Container | bsformat.ByteSource,
     budget: int | str | None = None,

@@ -2,9 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,27 +12,30 @@ import blake3
 import torch
 
 import bsformat
-from bsformat import Container, Curve
 from bsformat.errors import ModelError, WriteError
 
-from .api import load
 from .corpus import texts
+from .curve import measure_curve, save_windows
 from .decompose import check_finite
-from .evaluation import perplexity
 from .layerwise import has_fast_bfloat16
 from .outline import Outline, Tensors, open_outline
-from .packing import Recipe, write_file
+from .packing import chain_options, write_file
 from .producer import Producer
 from .progress import Reporter, Silent
+from .recipe import Recipe
 from .residency import Residency
-from .targets import Target, find_targets
+from .sweep import order_of_paper
+from .targets import Target, survey
 from .text import Windows
+from .tuning import load_tuned, tune_scales
 from .work import WorkFolder
 
 _CHECKED: Final = "checked.json"
 _DRAFT: Final = "draft.bstk"
 _ABOUT: Final = "about.json"
-_CURVE: Final = "curve.json"
+_UNTUNED: Final = "untuned.bstk"
+_UNORDERED: Final = "unordered.bstk"
+_SWEEP: Final = "sweep.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +45,25 @@ class Packed:
     Attributes:
         path, root, size: where it is, its root digest, and its bytes.
         raw: names of the parameters kept as they are.
+        why_raw: why, of those that are large enough to be packed.
         whole: why the model had to be in memory whole while it was packed; "" if it had not.
+        untuned: why the scales were not tuned although the recipe says so; "" if they were.
     """
 
     path: str
     root: str
     size: int
     raw: tuple[str, ...]
+    why_raw: Mapping[str, str] = field(default_factory=dict)
     whole: str = ""
+    untuned: str = ""
 
 
 def pack(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    calib: str | os.PathLike[str] = "self",
+    calib: str | os.PathLike[str] | None = None,
     recipe: Recipe | None = None,
     report: Reporter | None = None,
     devices: Sequence[str | torch.device] = ("cpu",),
@@ -72,7 +79,7 @@ def pack(
     Args:
         source: a Hugging Face directory or hub id, or a ``.gguf`` file.
         output: the file to write; it appears when everything is done, and only then.
-        calib: a text file, or ``self``: text that the model writes itself.
+        calib: a text file, or ``self``: text that the model writes itself; None is what the recipe says.
         recipe: how; None is the default recipe.
         report: shows the progress.
         devices: where to compute. The model runs on the first; matrices are decomposed on all of them.
@@ -85,29 +92,32 @@ def pack(
             belongs to another packing.
     """
     recipe, report = recipe or Recipe(), report or Silent()
+    if calib is not None:
+        recipe = recipe.changed({"calib.text": os.fspath(calib)})
     path = os.fspath(output)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise WriteError("the folder does not exist; create it first", where=folder)
     places = [torch.device(device) for device in devices]
-    outline = open_outline(source)
-    targets = find_targets(outline.model)
+    outline = open_outline(source, revision=recipe.model.revision)
+    found = survey(outline.model)
+    targets = [t for t in found.targets if chain_options(recipe, t).mode == "pack"]
     if not targets:
         raise ModelError(
-            "has nothing to pack: no linear layer, embedding or Conv1D that is large enough",
+            "has nothing to pack: no linear layer, embedding, Conv1D or stack of experts that is large enough",
             where=os.fspath(source),
             reason="nothing-to-pack",
         )
-    identity = _identity(outline, calib, recipe, places[0])
+    identity = _identity(outline, recipe, places[0])
     with WorkFolder(work or f"{path}.work", identity, restart=restart, keep=keep_work) as kept:
-        job = _Job(outline, targets, calib, recipe, report, places, kept)
+        job = _Job(outline, targets, found.raw, recipe, report, places, kept)
         with _repeatable(places[0]):
             job.draft()
         root = job.finish(path)
-        why = kept.load_json(_ABOUT)["whole"]
+        about = kept.load_json(_ABOUT)
     packed = {t.name for t in targets}
     raw = tuple(n for n, _ in outline.model.named_parameters() if n not in packed)
-    return Packed(path, root, os.path.getsize(path), raw, why)
+    return Packed(path, root, os.path.getsize(path), raw, found.raw, about["whole"], about["untuned"])
 
 
 @contextmanager
@@ -127,14 +137,14 @@ def _repeatable(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _identity(outline: Outline, calib: str | os.PathLike[str], recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def _identity(outline: Outline, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Everything that determines the bytes of the file."""
     import transformers
 
     small = blake3.blake3()
     for name, data in sorted(outline.files.items()):
         small.update(f"{name} {len(data)} ".encode() + data)
-    text = os.fspath(calib)
+    text = recipe.calib.text
     if text != "self":
         try:
             text = f"{os.path.basename(text)} {blake3.blake3(Path(text).read_bytes()).hexdigest()}"
@@ -144,7 +154,7 @@ def _identity(outline: Outline, calib: str | os.PathLike[str], recipe: Recipe, d
     return {
         "model": [outline.place.name, outline.digest(), small.hexdigest()],
         "calibration text": text,
-        "recipe": recipe.to_json(),
+        "recipe": recipe.changed({"calib.text": os.path.basename(recipe.calib.text)}).to_json(),
         "software": versions,
         "device": [device.type, has_fast_bfloat16()] if device.type == "cpu" else [device.type],
     }
@@ -156,7 +166,7 @@ class _Job:
 
     outline: Outline
     targets: list[Target]
-    calib: str | os.PathLike[str]
+    why_raw: Mapping[str, str]
     recipe: Recipe
     report: Reporter
     devices: list[torch.device]
@@ -169,40 +179,76 @@ class _Job:
 
     def draft(self) -> None:
         """Write the file, without a quality curve, into the work folder."""
-        work = self.work
+        work, outline, recipe = self.work, self.outline, self.recipe
         if work.has(_DRAFT):
             return
-        values = Tensors(self.outline, work)
+        values = Tensors(outline, work)
         self._check(values)
-        residency = Residency(self.outline, values, device=self.devices[0], dtype=self.dtype)
-        windows, heldout = texts(
-            self.outline.model,
-            self.outline.tokenizer,
-            self.calib,
-            self.recipe,
-            self.report,
-            work,
-            lambda: residency.holding(residency.names),
+        residency = Residency(outline, values, device=self.devices[0], dtype=self.dtype)
+
+        def whole() -> AbstractContextManager[None]:
+            return residency.holding(residency.names)
+
+        found = texts(
+            outline.model, outline.tokenizer, outline.task, recipe.calib.text, recipe, self.report, work, whole
         )
         producer = Producer(
-            self.outline,
+            outline,
             values,
             residency,
             self.targets,
-            recipe=self.recipe,
+            recipe=recipe,
             work=work,
             devices=self.devices,
             report=self.report,
         )
-        dense, why = producer.produce(windows, heldout)
-        if not work.has(_ABOUT):
-            about = {"dense": dense, "text": heldout.name, "heldout": heldout.ids.tolist(), "whole": why}
-            work.save_json(_ABOUT, about)
-        extra = _provenance(self.outline, windows, self.recipe)
-        count = len(self.outline.names)
-        with self.report.stage("write", count, "tensor") as advance:
-            write_file(work.file(_DRAFT), self.outline, values, self.targets, producer.blocks, extra, advance)
+        dense, why = producer.produce(found.calib, found.heldout)
+        extra = _provenance(outline, found.calib, recipe, self.why_raw)
+
+        def write(name: str, tuned: Mapping[str, torch.Tensor] | None = None) -> None:
+            with self.report.stage("write", len(outline.names), "tensor") as advance:
+                compress, file = recipe.save.codec == "zstd", work.file(name)
+                write_file(
+                    file, outline, values, self.targets, producer.blocks, extra, advance, tuned=tuned, compress=compress
+                )
+
+        about = {"dense": dense, "whole": why, "untuned": ""}
+        if len(found.tune):
+            if not work.has(_UNTUNED):
+                write(_UNTUNED)
+            about["untuned"] = tune_scales(
+                work, _UNTUNED, outline.model, whole, found.tune, recipe, self.devices[0], self.report
+            )
+        tuned = load_tuned(work)
+        if recipe.order.method == "worth":
+            write(_DRAFT, tuned)
+        else:
+            self._reorder(write, whole, found.calib)
+        save_windows(work, found.heldout)
+        work.save_json(_ABOUT, about)
+        work.drop(_UNTUNED)
         producer.drop()
+
+    def _reorder(
+        self, write: Callable[[str], None], whole: Callable[[], AbstractContextManager[None]], windows: Windows
+    ) -> None:
+        """Write the file in one of the paper's orders, which are measured on a file in another."""
+        work = self.work
+        if not work.has(_UNORDERED):
+            write(_UNORDERED)
+        known = {int(k): v for k, v in work.load_json(_SWEEP).items()} if work.has(_SWEEP) else None
+        with bsformat.open(work.file(_UNORDERED)) as container, whole():
+            order = order_of_paper(
+                container,
+                self.outline.model,
+                windows,
+                self.recipe,
+                self.report,
+                known=known,
+                keep=lambda scores: work.save_json(_SWEEP, {str(k): v for k, v in scores.items()}),
+            )
+            bsformat.rewrite(container, work.file(_DRAFT), order=order)
+        work.drop(_UNORDERED)
 
     def _check(self, values: Tensors) -> None:
         """Read every weight once: what cannot be packed is refused before the long work."""
@@ -220,38 +266,15 @@ class _Job:
 
     def finish(self, path: str) -> str:
         """Measure the quality curve, and write the file to its place."""
+        dense = float(self.work.load_json(_ABOUT)["dense"])
         with bsformat.open(self.work.file(_DRAFT)) as container:
-            curve = self._curve(container)
-            return bsformat.rewrite(container, path, curves=[curve])
-
-    def _curve(self, container: Container) -> Curve:
-        """Perplexity of the held-out text at budgets from the smallest to all, each loaded as a user loads it."""
-        about = self.work.load_json(_ABOUT)
-        heldout = Windows(about["text"], torch.tensor(about["heldout"]))
-        known = dict(self.work.load_json(_CURVE)) if self.work.has(_CURVE) else {}
-        low, high = container.minimum_bytes, container.total_bytes
-        steps = self.recipe.curve_points
-        # Closer together where the curve is steep, at the small end.
-        budgets = [low + int((high - low) * (0.2 + 0.8 * (i / max(steps - 1, 1)) ** 1.5)) for i in range(steps)]
-        planner = container.planner
-        counts = sorted({planner.plan(max(b, low)).n_blocks for b in budgets})
-        missing = [count for count in counts if count not in known]
-        if missing:
-            tokens = heldout.ids.numel()
-            with self.report.stage("measure curve", len(counts) * tokens, "token", len(known) * tokens) as advance:
-                # Raw tensors take up to twice their bytes in float32; the exact budget of a prefix is known once they
-                # are in.
-                budget = planner.prefix(missing[0]).resident_bytes + container.minimum_bytes
-                model = load(container, budget, self.devices[0], self.dtype)
-                for count in missing:
-                    model.bitstack.resize(planner.prefix(count).resident_bytes + model.bitstack.widening)
-                    known[count] = perplexity(model, heldout, progress=advance)
-                    self.work.save_json(_CURVE, sorted(known.items()))
-        finite = tuple((n, v) for n, v in sorted(known.items()) if v < float("inf"))
-        return Curve("perplexity", heldout.name, heldout.ids.numel(), heldout.ids.shape[1], about["dense"], finite)
+            curves = measure_curve(
+                container, self.work, dense, self.recipe.eval.curve_points, self.devices[0], self.dtype, self.report
+            )
+            return bsformat.rewrite(container, path, curves=curves)
 
 
-def _provenance(outline: Outline, windows: Windows, recipe: Recipe) -> dict[str, Any]:
+def _provenance(outline: Outline, windows: Windows, recipe: Recipe, raw: Mapping[str, str]) -> dict[str, Any]:
     model = outline.model
     return {
         "model": {
@@ -260,5 +283,6 @@ def _provenance(outline: Outline, windows: Windows, recipe: Recipe) -> dict[str,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "calibration": {"text": windows.name, "tokens": windows.ids.numel(), "window": windows.ids.shape[1]},
-        "recipe": recipe.to_json(),
-    }
+        # The name of a text, not the path to it on one machine.
+        "recipe": recipe.changed({"calib.text": windows.name}).to_json(),
+    } | ({"raw": dict(raw)} if raw else {})

@@ -14,14 +14,17 @@ from .blocks import Blocks, make_blocks
 from .calibrate import calibrate
 from .checkpoint import one_line
 from .collect import Statistics
+from .design import Judge, worths_at
 from .evaluation import perplexity
-from .layerwise import LayerwiseStatistics
+from .layerwise import LayerwiseStatistics, whole_loss
 from .outline import Outline, Tensors
-from .packing import Recipe, chain_options
+from .packing import chain_options
 from .progress import Advance, Reporter
+from .recipe import Recipe
 from .residency import Residency
 from .runner import LayerRunner, find_layers
 from .targets import Target
+from .task import METRICS
 from .text import Windows
 from .work import WorkFolder
 
@@ -57,6 +60,7 @@ class Producer:
         self._number = {target.name: number for number, target in enumerate(self._targets)}
         self._recipe, self._work, self._report = recipe, work, report
         self._devices = list(devices)
+        self._judge = Judge((), 1.0)
 
     def blocks(self, number: int) -> Blocks:
         """The blocks of a target, by its place among the targets."""
@@ -90,6 +94,8 @@ class Producer:
 
     def _runner(self, windows: Windows) -> tuple[LayerRunner | None, str]:
         """What runs the model layer by layer, or why nothing does."""
+        if windows.task != "causal":
+            return None, "only causal language models can"
         if self._work.has(_TRIAL) and (why := self._work.load_json(_TRIAL).get("why")):
             return None, why
         try:
@@ -112,7 +118,7 @@ class Producer:
 
     def _by_layers(self, runner: LayerRunner, windows: Windows, heldout: Windows) -> None:
         count, length = windows.ids.shape
-        few = min(count, max(1, self._recipe.gradient_tokens // length))
+        few = min(count, max(1, self._recipe.calib.gradient_tokens // length))
         statistics = LayerwiseStatistics(
             runner,
             self._targets,
@@ -125,6 +131,9 @@ class Producer:
         total, done = statistics.gradient_steps, statistics.gradients_done
         with self._report.stage("gradients", total, "step", done) as advance:
             statistics.take_gradients(advance)
+        outside = statistics.outside()
+        worth = statistics.whole_losses() | self._whole_losses(statistics.others, outside)
+        self._judge = self._judged(worth)
         weights = sum(t.rows * t.columns for t in self._targets)
         with self._report.stage("layers", 2 * weights, "weight", self._done(statistics)) as advance:
             for number, targets in enumerate(statistics.by_layer):
@@ -133,7 +142,7 @@ class Producer:
                     self._make(targets, taken, advance)
                 statistics.leave(number)
             if self._missing(statistics.others):
-                self._make(statistics.others, statistics.outside(), lambda n: advance(2 * n))
+                self._make(statistics.others, outside, lambda n: advance(2 * n))
         if not self._work.has(_DENSE):
             with self._report.stage("measure dense", heldout.ids.numel(), "token") as advance:
                 self._work.save_json(_DENSE, statistics.perplexity(advance))
@@ -157,15 +166,36 @@ class Producer:
         if missing or not self._work.has(_DENSE):
             with self._residency.holding(self._residency.names):
                 with self._report.stage("calibrate whole model", windows.ids.numel(), "token") as advance:
-                    taken = calibrate(model, self._targets, windows, progress=advance)
-                with self._report.stage("measure dense", heldout.ids.numel(), "token") as advance:
-                    dense = perplexity(model, heldout, progress=advance)
+                    taken = calibrate(
+                        model,
+                        self._targets,
+                        windows,
+                        gradient_tokens=self._recipe.calib.gradient_tokens,
+                        progress=advance,
+                    )
+                dense = 0.0
+                if heldout.task in METRICS:
+                    with self._report.stage("measure dense", heldout.ids.numel(), "token") as advance:
+                        dense = perplexity(model, heldout, progress=advance)
+            self._judge = self._judged(self._whole_losses(self._targets, taken))
             done = _weights(self._made(self._targets))
             with self._report.stage("decompose", _weights(self._targets), "weight", done) as advance:
                 self._make(self._targets, taken, advance)
             self._work.save_json(_DENSE, dense)
 
     # Blocks
+
+    def _whole_losses(self, targets: Sequence[Target], statistics: Statistics) -> dict[str, float]:
+        """The loss of each target that is all zeros."""
+        return {
+            t.name: float(whole_loss(t.matrix(self._values.get(t.name).float()), t, statistics)) for t in targets
+        }
+
+    def _judged(self, losses: dict[str, float]) -> Judge:
+        """What weighs designs: the budgets of the recipe, at the worth that a byte has there in this model."""
+        settings = self._recipe.decompose
+        matrices = [(t.rows * t.columns, losses[t.name]) for t in self._targets]
+        return Judge(worths_at(settings.bits, matrices), settings.emphasis)
 
     def _missing(self, targets: Sequence[Target]) -> list[Target]:
         return [t for t in targets if not self._work.has(_step(self._number[t.name]))]
@@ -174,43 +204,59 @@ class Producer:
         return [t for t in targets if self._work.has(_step(self._number[t.name]))]
 
     def _make(self, targets: Sequence[Target], statistics: Statistics, progress: Advance) -> None:
-        """Make the blocks of those targets that have none yet, as many at once as there are devices."""
+        """Make the blocks of those targets that have none yet, as many at once as there are devices.
 
-        def make(device: torch.device, target: Target) -> None:
-            number = self._number[target.name]
+        Targets of one shape are made together, all of them again if one is missing: what comes out must not depend on
+        where an earlier run was ended.
+        """
+
+        def make(device: torch.device, together: Sequence[Target], missing: int) -> None:
+            numbers = [self._number[t.name] for t in together]
             make_blocks(
                 self._work,
-                _step(number),
-                target,
-                self._values.get(target.name),
+                [_step(number) for number in numbers],
+                together,
+                [self._values.get(t.name) for t in together],
                 statistics,
-                chain_options(self._recipe, target),
-                self._recipe.seed + 1000 * number,
+                chain_options(self._recipe, together[0]),
+                self._judge,
+                self._recipe.seed + 1000 * numbers[0],
                 device,
             )
-            progress(target.rows * target.columns)
+            progress(missing)
 
-        over_devices([partial(make, target=target) for target in self._missing(targets)], self._devices)
+        alike: dict[tuple[int, int, int, bool], list[Target]] = {}
+        for target in targets:
+            alike.setdefault((target.rows, target.columns, target.group_rows, target.by_token), []).append(target)
+        # The largest first, or one device works on it while the others have nothing left to do.
+        groups = sorted(alike.values(), key=_weights, reverse=True)
+        jobs = [
+            partial(make, together=group, missing=_weights(missing)) for group in groups if (missing := self._missing(group))
+        ]
+        over_devices(jobs, self._devices)
 
 
 def over_devices(jobs: Sequence[Callable[[torch.device], Any]], devices: Sequence[torch.device]) -> None:
-    """Run all jobs, one at a time on each device. The first error is raised, once those that run have ended."""
-    if len(devices) == 1:
-        for job in jobs:
-            job(devices[0])
-        return
+    """Run all jobs, one at a time on each device. The first error is raised, once those that run have ended.
+
+    The cores of a CPU are devices of their own: what a job computes does not depend on how many there are, and small
+    steps of several jobs at once keep them busier than each step spread over all.
+    """
+    places = [d for d in devices for _ in range(torch.get_num_threads() if d.type == "cpu" else 1)]
     free: queue.SimpleQueue[torch.device] = queue.SimpleQueue()
-    for device in devices:
+    for device in places:
         free.put(device)
 
     def run(job: Callable[[torch.device], Any]) -> None:
         device = free.get()
         try:
+            if device.type == "cpu":
+                torch.set_num_threads(1)  # of this thread
             job(device)
         finally:
             free.put(device)
 
-    with ThreadPoolExecutor(len(devices)) as pool:
+    with ThreadPoolExecutor(len(places)) as pool:
         futures = [pool.submit(run, job) for job in jobs]
         try:
             for future in futures:

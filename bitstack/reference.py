@@ -13,8 +13,10 @@ import torch
 from bsformat import Form, payload
 from bsformat.registry import DTYPE_BYTES
 
-from .decompose import Scales, SignLevel, as_array, low_rank, pack_signs, stored_factors
+from .emit import as_array, pack_signs
+from .lowrank import Factors, low_rank, store
 from .recipe import Options
+from .scales import Scales
 
 
 def chosen_scales(scales: Scales, which: str) -> Scales:

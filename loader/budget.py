@@ -26,19 +26,21 @@ def resolve_budget(budget: int | str | None, container: Container, device: torch
         BudgetError: it is none of these, or ``auto`` where the free memory cannot be told.
     """
     if budget is None or budget == "auto":
-        return min(int(_free_bytes(device) * AUTO_SHARE), container.total_bytes)
+        free = free_bytes(device)
+        if free is None:
+            raise BudgetError(
+                f"the free memory of {device} cannot be told: name a budget, as 80MiB",
+                reason="budget-invalid",
+            )
+        return min(int(free * AUTO_SHARE), container.total_bytes)
     return parse_size(budget, container.total_bytes)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and (free := _free_host_bytes()) is not None:
-        return free
-    raise BudgetError(
-        f"the free memory of {device} cannot be told: name a budget, as 80MiB",
-        reason="budget-invalid",
-    )
+    return _free_host_bytes() if device.type == "cpu" else None
 
 
 def _free_host_bytes() -> int | None:
