@@ -29,17 +29,11 @@ def planes(codes: torch.Tensor, bits: int, factors: Factors) -> Iterator[tuple[F
         signs = pack_signs(left > 0)
         if plane == 0:
             form = Form("sign", rank=factors.u.shape[1], factors="F16" if factors.scale is None else "F8_E4M3")
-            scale = None if factors.scale is None else factors.scale.cpu().numpy()
-            yield form, payload.join(signs, _raw(factors.u), _raw(factors.v), scale)
+            yield form, payload.join(signs, *factors.arrays())
         else:
             yield Form("plane"), payload.join_plane(signs)
         # What the first plane leaves of c is a code of one bit less.
         left = torch.where(left > 0, left - 2 ** (bits - 1 - plane), left + 2 ** (bits - 1 - plane))
-
-
-def _raw(factor: torch.Tensor) -> payload.Array:
-    stored = factor.cpu().contiguous()
-    return stored.view(torch.uint8).numpy() if stored.itemsize == 1 else stored.numpy()
 
 
 def pack_signs(positive: torch.Tensor) -> payload.Array:

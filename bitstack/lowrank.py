@@ -1,8 +1,9 @@
 """Low-rank magnitudes: the factors of a block, as they are stored."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy.typing as npt
 import torch
 
 #: Largest finite value of e4m3.
@@ -31,12 +32,23 @@ class Factors:
         left = self.u.float() if self.scale is None else self.u.float() * self.scale
         return (left * row[:, None]) @ (self.v.float() * col[:, None]).T
 
+    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """U, V and scale as `bsformat.payload.join` takes them."""
+        u, v = (_array(factor) for factor in (self.u, self.v))
+        return u, v, None if self.scale is None else self.scale.cpu().numpy()
+
     def stretched(self, by: float) -> "Factors":
         """The factors of a magnitude ``by`` times as large."""
         if self.scale is not None:
             return Factors(self.u, self.v, self.scale * by)
         root = by**0.5
         return Factors((self.u.float() * root).half(), (self.v.float() * root).half(), None)
+
+
+def _array(factor: torch.Tensor) -> npt.NDArray[Any]:
+    kept = factor.cpu().contiguous()
+    array: npt.NDArray[Any] = kept.view(torch.uint8).numpy() if kept.itemsize == 1 else kept.numpy()
+    return array
 
 
 def store(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, factors: str) -> Factors:

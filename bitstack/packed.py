@@ -53,9 +53,7 @@ class PackedTensor:
         """Add the next level of a chain: uint8, flat, on the device of the scales. It is kept, not copied."""
         if not self._chains:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
-        chain = self._chains[group]
-        block = kernels.SignBlock.from_bytes(payload, chain.rows, chain.columns, form.rank, form.factors)
-        self._chains[group] = replace(chain, blocks=(*chain.blocks, block))
+        self._chains[group] = self._chains[group].add(form.kind, payload, form.rank, form.factors)
         self._payloads[group].append((form, payload))
 
     def pop(self, group: int) -> None:
@@ -69,13 +67,11 @@ class PackedTensor:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
         start = group * self.tensor.group_rows
         rows = min(self.tensor.group_rows, self.tensor.rows - start)
-        columns = self.tensor.columns
-        blocks = tuple(
-            kernels.SignBlock.from_bytes(data, rows, columns, form.rank, form.factors)
-            for form, data in self._payloads[group]
-        )
         col_scale = self.col_scale if self.col_scale.ndim == 1 else self.col_scale[group]
-        return kernels.Chain(rows, columns, self.row_scale[start : start + rows], col_scale, blocks)
+        chain = kernels.Chain(rows, self.tensor.columns, self.row_scale[start : start + rows], col_scale)
+        for form, data in self._payloads[group]:
+            chain = chain.add(form.kind, data, form.rank, form.factors)
+        return chain
 
     def apply(self, move: Move) -> None:
         """Move everything to another device, as `torch.nn.Module.to` asks; element types stay as they are."""

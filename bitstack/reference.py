@@ -6,6 +6,7 @@ paper's ablation) a level is the plain truncated SVD of the residual, of the byt
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +14,19 @@ import torch
 from bsformat import Form, payload
 from bsformat.registry import DTYPE_BYTES
 
-from .emit import as_array, pack_signs
-from .lowrank import Factors, low_rank, store
+from .emit import pack_signs
+from .lowrank import low_rank, store
 from .recipe import Options
 from .scales import Scales
+
+
+@dataclass(frozen=True, slots=True)
+class PaperLevel:
+    """One block, ready to be stored, and the matrix it stands for (float32 [M, N], scales applied)."""
+
+    form: Form
+    data: bytes
+    values: torch.Tensor
 
 
 def chosen_scales(scales: Scales, which: str) -> Scales:
@@ -25,7 +35,7 @@ def chosen_scales(scales: Scales, which: str) -> Scales:
     return Scales(row, scales.col if which != "none" else torch.ones_like(scales.col))
 
 
-def chain(weight: torch.Tensor, scales: Scales, options: Options, *, seed: int) -> Iterator[SignLevel]:
+def chain(weight: torch.Tensor, scales: Scales, options: Options, *, seed: int) -> Iterator[PaperLevel]:
     """The levels of one chain, one after the other.
 
     Args:
@@ -39,19 +49,19 @@ def chain(weight: torch.Tensor, scales: Scales, options: Options, *, seed: int) 
         if options.absolute:
             rank = min(rank, *weight.shape)
             positive = rest >= 0
-            target, kind, signs = rest.abs(), "sign", pack_signs(positive).numpy()
+            target, kind, signs = rest.abs(), "sign", pack_signs(positive)
         else:
-            rank = rank_of_equal_bytes(weight.shape[0], weight.shape[1], rank, options.factors)
+            rank = rank_of_equal_bytes(weight.shape[0], weight.shape[1], rank, options.factors[0])
             target, kind, signs = rest, "lowrank", np.empty(0, np.uint8)
         u, s, v = exact_svd(target, rank) if options.svd == "exact" else low_rank(target, rank, seed + level)
-        root = s.sqrt()
-        u, v, scale = stored_factors(u * root, v * root, options.factors)
-        values = (u.float() if scale is None else u.float() * scale) @ v.float().T
+        factors = store(u, s, v, options.factors[0])
+        ones = torch.ones_like
+        values = factors.product(ones(row[:, 0]), ones(col[0]))
         if options.absolute:
             values = torch.where(positive, values, -values)
         rest -= values
-        data = payload.join(signs, as_array(u), as_array(v), None if scale is None else scale.numpy())
-        yield SignLevel(Form(kind, rank=rank, factors=options.factors), data, values * row * col)
+        data = payload.join(signs, *factors.arrays())
+        yield PaperLevel(Form(kind, rank=rank, factors=options.factors[0]), data, values * row * col)
 
 
 def exact_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

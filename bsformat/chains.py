@@ -1,11 +1,14 @@
-"""Which chain is which rows of which tensor (spec §4.2)."""
+"""Which chain is which rows of which tensor, and what may follow what in a chain (spec §4.2 and §5)."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .metadata import Metadata
+from .registry import MAX_PLANES
 
 Array = npt.NDArray[Any]
 
@@ -44,3 +47,9 @@ class Chains:
         first, rows, group, columns, raw_bytes = self._table[:, tensor]
         first_row = (numbers - first) * group
         return Parts(tensor, first_row, np.minimum(group, rows - first_row), columns, raw_bytes)
+
+
+def takes_plane(kinds: Sequence[str]) -> bool:
+    """Whether a plane may follow levels of these kinds: a sign block, then planes alone, fewer than `MAX_PLANES`."""
+    planes = len(list(takewhile(lambda kind: kind == "plane", reversed(kinds))))
+    return planes < min(MAX_PLANES, len(kinds)) and kinds[-1 - planes] == "sign"

@@ -1,6 +1,7 @@
 """The index section: one row for each block, as columns of fixed width, little-endian (spec §5)."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from . import payload, registry
 from .chains import Chains, Parts
 from .errors import FormatError
-from .metadata import Metadata
+from .metadata import Form, Metadata
+from .sparse import nearest_length
 
 _HEADER: Final = struct.Struct("<QQ")
 #: Name and element type of each column, in the order in which they are stored.
@@ -25,6 +27,8 @@ COLUMNS: Final = (
     ("form", "<u2"),
 )
 ROW_BYTES: Final = sum(np.dtype(kind).itemsize for _, kind in COLUMNS)
+
+_SIGN, _PLANE, _SPARSE = map(registry.KINDS.index, ("sign", "plane", "sparse"))
 
 Column = npt.NDArray[Any]
 
@@ -163,6 +167,25 @@ def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> Non
             f"block {i} is of kind {meta.forms[int(index.form[i])].kind!r}, which does not go with its tensor",
             where,
         )
+    kind = np.array([registry.KINDS.index(f.kind) for f in meta.forms], np.int8)[index.form]
+    if (i := _first((kind == _SPARSE) & (parts.columns > registry.MAX_SPARSE_COLUMNS))) is not None:
+        raise _bad(
+            "index-form",
+            f"block {i} is of kind 'sparse', which goes with at most {registry.MAX_SPARSE_COLUMNS} columns",
+            where,
+        )
+    # Each plane needs the sign block that it refines close before it: nothing but planes between them.
+    base = np.maximum.accumulate(np.where(kind[order] != _PLANE, np.arange(len(order)), 0))
+    planes = np.arange(len(order)) - base
+    wrong[order] = (kind[order] == _PLANE) & (
+        (chain != chain[base]) | (kind[order][base] != _SIGN) | (planes > registry.MAX_PLANES)
+    )
+    if (i := _first(wrong)) is not None:
+        raise _bad(
+            "index-plane",
+            f"block {i} is a plane, but not one of the first {registry.MAX_PLANES} right after a sign block",
+            where,
+        )
     if (i := _first(raw & (index.level > 0))) is not None:
         raise _bad("index-level", f"block {i} is a second block of a raw tensor", where)
     n_raw = int(raw.sum())
@@ -175,13 +198,18 @@ def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> Non
 
 
 def _check_lengths(index: Index, meta: Metadata, parts: Parts, where: str) -> None:
-    rank = np.array([f.rank for f in meta.forms], np.int64)[index.form]
-    factor = np.array([registry.DTYPE_BYTES.get(f.factors, 0) for f in meta.forms], np.int64)[index.form]
-    scale = np.array([payload.scale_bytes(f) for f in meta.forms], np.int64)[index.form]
+    def of_form(value: Callable[[Form], int]) -> Column:
+        return np.array([value(f) for f in meta.forms], np.int64)[index.form]
+
     rows, columns = parts.rows, parts.columns
     # Elements are at most 2^40, ranks 2^12 and factors 2 bytes: nothing here can pass 2^55.
-    expected = np.where(rank > 0, rows * ((columns + 7) // 8) + (rows + columns) * rank * factor + scale, 0)
-    expected = np.where(rank > 0, expected, parts.raw_bytes).astype(np.uint64)
+    expected = of_form(lambda f: f.has_signs) * rows * ((columns + 7) // 8)
+    expected += (rows + columns) * of_form(lambda f: f.rank * registry.DTYPE_BYTES.get(f.factors, 0))
+    expected += of_form(payload.scale_bytes)
+    expected += parts.raw_bytes
+    is_sparse = of_form(lambda f: f.kind == "sparse") == 1
+    expected[is_sparse] = nearest_length(rows[is_sparse], columns[is_sparse], index.length[is_sparse])
+    expected = expected.astype(np.uint64)
     if (i := _first(index.length != expected)) is not None:
         raise _bad(
             "index-block-length",

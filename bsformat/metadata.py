@@ -12,13 +12,23 @@ from . import registry, strict
 class Form:
     """How a block is coded: its kind, the parameters of that kind, and its codec.
 
-    ``rank`` and ``factors`` (element type of the factors) belong to kind ``sign`` and are 0 and "" otherwise.
+    ``rank`` and ``factors`` (element type of the factors) belong to kinds with factors and are 0 and "" otherwise.
     """
 
     kind: str
     codec: str = "none"
     rank: int = 0
     factors: str = ""
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether the payload begins with one bit for each element."""
+        return self.kind in ("sign", "plane")
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether the payload ends with factors U and V of ``rank`` columns."""
+        return self.kind in ("sign", "lowrank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,7 @@ def encode(meta: Metadata) -> bytes:
     forms = []
     for f in meta.forms:
         item = {"kind": f.kind, "codec": f.codec}
-        if f.kind == "sign":
+        if f.has_factors:
             item |= {"rank": f.rank, "factors": f.factors}
         forms.append(item)
     attachments = []

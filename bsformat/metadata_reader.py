@@ -130,7 +130,7 @@ def _form(item: Any, i: int, where: str) -> Form:
             reason="kind-unknown",
         )
     form = Form(kind, codec)
-    if kind == "sign":
+    if form.has_factors:
         form = Form(kind, codec, m.integer("rank", 1, registry.MAX_RANK), m.take("factors", str))
         if form.factors not in registry.FACTOR_DTYPES:
             raise m.bad(f"has factors {form.factors!r}, expected one of {', '.join(sorted(registry.FACTOR_DTYPES))}")

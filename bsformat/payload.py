@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import sparse
 from .errors import FormatError
 from .metadata import Form, Tensor
 from .registry import DTYPE_BYTES
@@ -14,27 +15,36 @@ Array = npt.NDArray[Any]
 
 
 def scale_bytes(form: Form) -> int:
-    """Bytes of the per-rank scales of a sign block: one float32 each, for 8-bit factors only."""
+    """Bytes of the per-rank scales of a block: one float32 each, for 8-bit factors only."""
     return 4 * form.rank if form.factors == "F8_E4M3" else 0
 
 
-def length(form: Form, tensor: Tensor, rows: int) -> int:
-    """Bytes of the decoded block of ``form`` for ``rows`` rows of ``tensor``."""
+def length(form: Form, tensor: Tensor, rows: int, near: int = 0) -> int:
+    """Bytes of the decoded block of ``form`` for ``rows`` rows of ``tensor``.
+
+    Those of a sparse block depend on its number of entries: of all that it can have, the greatest that is not above
+    ``near`` bytes, or else the smallest. So a length is right where ``length(…, near=length)`` returns it.
+    """
     if form.kind == "raw":
         return tensor.dense_bytes
     columns = tensor.columns
-    factors = (rows + columns) * form.rank * DTYPE_BYTES[form.factors]
-    return rows * ((columns + 7) // 8) + factors + scale_bytes(form)
+    if form.kind == "sparse":
+        return int(sparse.nearest_length(rows, columns, near))
+    signs = rows * ((columns + 7) // 8) if form.has_signs else 0
+    if not form.has_factors:
+        return signs
+    return signs + (rows + columns) * form.rank * DTYPE_BYTES[form.factors] + scale_bytes(form)
 
 
 @dataclass(frozen=True, slots=True)
 class SignPayload:
-    """The parts of a sign block, as views of its bytes.
+    """The parts of a block that has signs, factors or both, as views of its bytes.
 
     Attributes:
-        signs: uint8 [rows, ceil(columns / 8)]; bit j % 8 of byte j // 8 is column j, 1 for +1 and 0 for −1.
-        u, v: the factors, [rows, rank] and [columns, rank]: float16, or uint8 holding e4m3.
-        scale: float32 [rank], or None for float16 factors.
+        signs: uint8 [rows, ceil(columns / 8)]; bit j % 8 of byte j // 8 is column j, 1 for +1 and 0 for −1. No bytes
+            in a row of a lowrank block.
+        u, v: the factors, [rows, rank] and [columns, rank]: float16, or uint8 holding e4m3. Rank 0 in a plane.
+        scale: float32 [rank], or None for float16 factors and planes.
     """
 
     signs: Array
@@ -44,10 +54,10 @@ class SignPayload:
 
 
 def split(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> SignPayload:
-    """Cut the payload of a sign block, already of the right `length`, into its parts."""
+    """Cut the payload of a sign, plane or lowrank block, already of the right `length`, into its parts."""
     columns, rank = tensor.columns, form.rank
-    kind = np.dtype("<f2") if form.factors == "F16" else np.dtype("u1")
-    row_bytes = (columns + 7) // 8
+    kind = np.dtype("u1") if form.factors == "F8_E4M3" else np.dtype("<f2")
+    row_bytes = (columns + 7) // 8 if form.has_signs else 0
     at = rows * row_bytes
     signs = np.frombuffer(data, np.uint8, at).reshape(rows, row_bytes)
     u = np.frombuffer(data, kind, rows * rank, at).reshape(rows, rank)
@@ -60,20 +70,30 @@ def split(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> Si
 
 def join(signs: Array, u: Array, v: Array, scale: Array | None) -> bytes:
     """The payload of a sign block from its parts, of the types and shapes of `SignPayload`."""
-    parts = [signs, u, v] + ([] if scale is None else [scale])
+    return join_plane(signs) + join_lowrank(u, v, scale)
+
+
+def join_plane(signs: Array) -> bytes:
+    """The payload of a plane: uint8 [rows, ceil(columns / 8)], as in `SignPayload`."""
+    return np.ascontiguousarray(signs, np.uint8).tobytes()
+
+
+def join_lowrank(u: Array, v: Array, scale: Array | None) -> bytes:
+    """The payload of a lowrank block from its factors, of the types and shapes of `SignPayload`."""
+    parts = [u, v] + ([] if scale is None else [scale])
     return b"".join(np.ascontiguousarray(p, p.dtype.newbyteorder("<")).tobytes() for p in parts)
 
 
 def check(
     form: Form, tensor: Tensor, rows: int, data: bytes | memoryview, is_scale: bool, what: str, where: str
 ) -> None:
-    """Refuse padding bits that are not zero, and factors or scales that are not finite.
+    """Refuse padding bits that are not zero, numbers that are not finite, and entries that are out of place.
 
     Args:
         is_scale: whether the tensor is the row or column scale of another one.
 
     Raises:
-        FormatError: reason ``block-padding`` or ``block-values``.
+        FormatError: reason ``block-padding``, ``block-values``, ``block-rows`` or ``block-columns``.
     """
     if form.kind == "raw":
         if is_scale:
@@ -81,8 +101,11 @@ def check(
             if not np.isfinite(elements).all():
                 raise FormatError(f"{what}: a scale is not finite", where=where, reason="block-values")
         return
+    if form.kind == "sparse":
+        sparse.check(sparse.split(rows, data), tensor.columns, what, where)
+        return
     parts = split(form, tensor, rows, data)
-    if tensor.columns % 8 and (parts.signs[:, -1] >> (tensor.columns % 8)).any():
+    if form.has_signs and tensor.columns % 8 and (parts.signs[:, -1] >> (tensor.columns % 8)).any():
         raise FormatError(
             f"{what}: the padding bits after column {tensor.columns - 1} are not zero",
             where=where,

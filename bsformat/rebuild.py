@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import payload
+from . import payload, sparse
 from .metadata import Form, Tensor
 
 Array = npt.NDArray[Any]
 
 
-def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> Array:
-    """S ⊙ (U diag(scale) Vᵀ) of one sign block, unscaled: float64 [rows, columns].
+def magnitudes(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> Array:
+    """U diag(scale) Vᵀ of one sign or lowrank block, unscaled: float64 [rows, columns].
 
     The products and sums are taken in the order of spec §6.3, so that every reader gets the same bits.
     """
@@ -20,11 +20,37 @@ def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview
     u = payload.as_float(np.ascontiguousarray(parts.u).view(np.uint8).reshape(-1), form.factors).reshape(parts.u.shape)
     v = payload.as_float(np.ascontiguousarray(parts.v).view(np.uint8).reshape(-1), form.factors).reshape(parts.v.shape)
     scale = np.ones(form.rank) if parts.scale is None else parts.scale.astype(np.float64)
-    magnitude = np.zeros((rows, tensor.columns))
+    total = np.zeros((rows, tensor.columns))
     for k in range(form.rank):
-        magnitude += (u[:, k] * scale[k])[:, None] * v[None, :, k]
-    bits = np.unpackbits(parts.signs, axis=1, count=tensor.columns, bitorder="little")
-    return np.where(bits == 1, magnitude, -magnitude)
+        total += (u[:, k] * scale[k])[:, None] * v[None, :, k]
+    return total
+
+
+def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview, step: Array | None = None) -> Array:
+    """What one block adds to the sum, unscaled: float64 [rows, columns].
+
+    Args:
+        step: float64 [rows, columns], the magnitudes that the signs of a sign block or plane go with: for a plane,
+            half of those of the level before it. A sign block's own ones where it is None.
+
+    Raises:
+        ValueError: a plane without them.
+    """
+    if form.kind == "lowrank":
+        return magnitudes(form, tensor, rows, data)
+    if form.kind == "sparse":
+        parts = sparse.split(rows, data)
+        values = np.zeros((rows, tensor.columns))
+        row = np.repeat(np.arange(rows), np.diff(parts.row_starts()))
+        values[row, parts.columns] = parts.scale * payload.E4M3[parts.values]
+        return values
+    if step is None:
+        if form.kind == "plane":
+            raise ValueError("a plane has no magnitudes of its own: give those of the level before it, halved")
+        step = magnitudes(form, tensor, rows, data)
+    signs = payload.split(form, tensor, rows, data).signs
+    bits = np.unpackbits(signs, axis=1, count=tensor.columns, bitorder="little")
+    return np.where(bits == 1, step, -step)
 
 
 def round_to(values: Array, dtype: str) -> Array:
@@ -63,6 +89,11 @@ def chain_values(
         row_scale: float64 [rows], the chain's part of it. col_scale: float64 [columns].
     """
     total = np.zeros((rows, tensor.columns))
+    step: Array | None = None
     for form, data in blocks:
-        total += block_values(form, tensor, rows, data)
+        if form.kind == "plane" and step is not None:
+            step = step / 2
+        elif form.kind == "sign":
+            step = magnitudes(form, tensor, rows, data)
+        total += block_values(form, tensor, rows, data, step)
     return total * row_scale[:, None] * col_scale[None, :]

@@ -28,11 +28,11 @@ DTYPE_BYTES: Final = MappingProxyType(
     }
 )
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
-#: Element types of the scale vectors and of the factors of a sign block.
+#: Element types of the scale vectors and of the factors of a block.
 SCALE_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 FACTOR_DTYPES: Final = frozenset({"F16", "F8_E4M3"})
 
-KINDS: Final = ("raw", "sign")
+KINDS: Final = ("raw", "sign", "plane", "sparse", "lowrank")
 CODECS: Final = ("none", "zstd")
 
 #: Every block, and the first one, starts at a multiple of this many bytes of the file.
@@ -50,6 +50,8 @@ MAX_TENSORS: Final = 1 << 19
 MAX_CHAINS: Final = 1 << 22
 MAX_DIMENSIONS: Final = 8
 MAX_RANK: Final = 1 << 12
+MAX_PLANES: Final = 15
+MAX_SPARSE_COLUMNS: Final = 1 << 16
 MAX_NAME_BYTES: Final = 1024
 MAX_DEPTH: Final = 16
 MAX_CONTAINERS: Final = 1 << 21

@@ -18,7 +18,7 @@ from . import codec, metadata, metadata_reader, payload, registry, superblock
 from . import index as index_section
 from ._version import __version__
 from .atomic import replace_file, spool, writing
-from .chains import Chains
+from .chains import Chains, takes_plane
 from .container import Container
 from .errors import BstkError, FormatError
 from .index import Index
@@ -103,7 +103,13 @@ class Writer:
         what = f"level {len(self._blocks.get(chain, ()))} of {tensor.name}"
         if (form.kind == "raw") is tensor.packed or (not tensor.packed and chain in self._blocks):
             raise FormatError(f"{what} cannot be of kind {form.kind}", where=self.path, reason="index-form")
-        if len(data) != (expected := payload.length(form, tensor, rows)):
+        if form.kind == "sparse" and tensor.columns > registry.MAX_SPARSE_COLUMNS:
+            what += f", of {tensor.columns} columns,"
+            raise FormatError(f"{what} cannot be of kind sparse", where=self.path, reason="index-form")
+        if form.kind == "plane" and not takes_plane([b.form.kind for b in self._blocks.get(chain, ())]):
+            what += f" is not one of the first {registry.MAX_PLANES} planes right after a sign block"
+            raise FormatError(what, where=self.path, reason="index-plane")
+        if len(data) != (expected := payload.length(form, tensor, rows, len(data))):
             raise FormatError(
                 f"{what} has {len(data)} bytes, expected {expected}", where=self.path, reason="index-block-length"
             )

@@ -1,13 +1,28 @@
-"""The arithmetic of block chains: y = x·Wᵀ, W and single rows of W, from signs and low-rank factors.
+"""The arithmetic of block chains: y = x·Wᵀ, W and single rows of W, from signs, low-rank factors and single entries.
 
 A chain stands for a matrix W of `rows` × `columns` (BitStack, arXiv 2410.23918, section 3)::
 
     W[i, j] = row_scale[i] · col_scale[j] · Σ_blocks sign[i, j] · Σ_k scale[k] · U[i, k] · V[j, k]
 
+Blocks without signs (`LowRankBlock`) and blocks of few entries (`SparseBlock`) add to the same sum.
+
 Importing this package imports torch, but neither triton nor any kernel: the first call that needs them loads them.
 """
 
-from .blocks import Chain, SignBlock, payload_bytes
+from .blocks import LowRankBlock, SignBlock, payload_bytes
+from .chain import Block, Chain
 from .dispatch import available_backends, linear, rebuild, rows
+from .sparse import SparseBlock
 
-__all__ = ["Chain", "SignBlock", "available_backends", "linear", "payload_bytes", "rebuild", "rows"]
+__all__ = [
+    "Block",
+    "Chain",
+    "LowRankBlock",
+    "SignBlock",
+    "SparseBlock",
+    "available_backends",
+    "linear",
+    "payload_bytes",
+    "rebuild",
+    "rows",
+]

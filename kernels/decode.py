@@ -6,8 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import Chain
+from . import triton_sparse
+from .blocks import SignBlock
+from .chain import Chain
 from .dense import rebuild
+from .sparse import SparseBlock
 from .tiles import jit, load_factors, load_signs, on_device, rank_tile, raw_factors
 
 DECODE_TOKENS: Final = 4
@@ -41,7 +44,7 @@ def _decode(
     """Add one block's part of one token's y for BM rows; the sum starts at FIRST and is scaled and stored at LAST.
 
     One program owns its rows and walks over all columns, so the sum has one order: S·Z in tiles, where Z is
-    diag(x·col_scale)·V, then the row sums of U·diag(scale) times that.
+    diag(x·col_scale)·V, then the row sums of U·diag(scale) times that. Without signs, S is all ones.
     """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     token = tl.program_id(1).to(tl.int64)
@@ -58,8 +61,11 @@ def _decode(
             xs *= tl.load(col_scale + columns, mask=column_mask, other=0).to(tl.float32)
             v_offsets = columns.to(tl.int64)[:, None] * rank + ks[None, :]
             z = xs[:, None] * load_factors(v, v_offsets, column_mask[:, None] & k_mask[None, :], FP8)
-            s = load_signs(signs, rows, columns, row_bytes, row_mask[:, None] & column_mask[None, :])
-            acc = tl.dot(s, z, acc, input_precision="ieee")
+            if signs is None:
+                acc += tl.sum(z, axis=0)[None, :]
+            else:
+                s = load_signs(signs, rows, columns, row_bytes, row_mask[:, None] & column_mask[None, :])
+                acc = tl.dot(s, z, acc, input_precision="ieee")
         u_offsets = rows.to(tl.int64)[:, None] * rank + ks[None, :]
         factor = load_factors(u, u_offsets, row_mask[:, None] & k_mask[None, :], FP8)
         if scale is not None:
@@ -86,11 +92,17 @@ def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
     grid = (triton.cdiv(chain.rows, ROWS), tokens)
     with on_device(x.device):
         for number, block in enumerate(chain.blocks):
+            first, last = number == 0, number == len(chain.blocks) - 1
+            if isinstance(block, SparseBlock):
+                scales = chain.row_scale, chain.col_scale
+                triton_sparse.decode(x, *scales, block, partial, out, first=first, last=last)
+                continue
+            signs = block.signs if isinstance(block, SignBlock) else None
             _decode[grid](
                 x,
                 chain.row_scale,
                 chain.col_scale,
-                block.signs,
+                signs,
                 raw_factors(block.u),
                 raw_factors(block.v),
                 block.scale,
@@ -99,10 +111,10 @@ def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
                 chain.rows,
                 chain.columns,
                 block.rank,
-                block.signs.shape[1],
+                0 if signs is None else signs.shape[1],
                 FP8=block.u.dtype == torch.float8_e4m3fn,
-                FIRST=number == 0,
-                LAST=number == len(chain.blocks) - 1,
+                FIRST=first,
+                LAST=last,
                 BM=ROWS,
                 BN=COLUMNS,
                 BK=rank_tile(block.rank),

@@ -6,7 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import Chain
+from . import triton_sparse
+from .blocks import SignBlock
+from .chain import Chain
+from .sparse import SparseBlock
 from .tiles import jit, load_factors, load_signs, on_device, rank_tile, raw_factors
 
 WORKSPACE: Final = 1 << 24
@@ -36,7 +39,10 @@ def _rebuild(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Add one block's signs ⊙ (U·diag(scale)·Vᵀ) to a BM × BN tile; begins at FIRST, is scaled and stored at LAST."""
+    """Add one block's signs ⊙ (U·diag(scale)·Vᵀ) to a BM × BN tile; begins at FIRST, is scaled and stored at LAST.
+
+    Without signs, the product itself.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     row_mask = rows < m
@@ -53,7 +59,8 @@ def _rebuild(
         v_offsets = columns.to(tl.int64)[None, :] * rank + ks[:, None]
         right = load_factors(v, v_offsets, k_mask[:, None] & column_mask[None, :], FP8)
         acc = tl.dot(left, right, acc, input_precision="ieee")
-    acc *= load_signs(signs, rows, columns, row_bytes, mask)
+    if signs is not None:
+        acc *= load_signs(signs, rows, columns, row_bytes, mask)
     place = rows.to(tl.int64)[:, None] * n + columns[None, :]
     if not FIRST:
         acc += tl.load(partial + place, mask=mask, other=0)
@@ -67,7 +74,7 @@ def _rebuild(
 
 def rebuild(chain: Chain, out: torch.Tensor) -> None:
     """Write W to `out` [rows, columns], summed in float32 and rounded once."""
-    direct = out.dtype == torch.float32 or len(chain.blocks) == 1
+    direct = out.dtype == torch.float32 or (len(chain.blocks) == 1 and not isinstance(chain.blocks[0], SparseBlock))
     step = chain.rows if direct else max(1, WORKSPACE // chain.columns)
     with on_device(out.device):
         for start in range(0, chain.rows, step):
@@ -78,12 +85,20 @@ def rebuild(chain: Chain, out: torch.Tensor) -> None:
 
 def _rebuild_tile(chain: Chain, start: int, partial: torch.Tensor, out: torch.Tensor) -> None:
     part = slice(start, start + len(out))
+    # Entries first: then the last block with factors can scale the sum while it stores it.
+    sparse = [block for block in chain.blocks if isinstance(block, SparseBlock)]
+    if sparse:
+        partial.zero_()
+    for block in sparse:
+        triton_sparse.rebuild(block, start, partial)
     grid = (triton.cdiv(len(out), ROWS), triton.cdiv(chain.columns, COLUMNS))
-    for number, block in enumerate(chain.blocks):
+    products = [block for block in chain.blocks if not isinstance(block, SparseBlock)]
+    for number, block in enumerate(products):
+        signs = block.signs[part] if isinstance(block, SignBlock) else None
         _rebuild[grid](
             chain.row_scale[part],
             chain.col_scale,
-            block.signs[part],
+            signs,
             raw_factors(block.u[part]),
             raw_factors(block.v),
             block.scale,
@@ -92,11 +107,14 @@ def _rebuild_tile(chain: Chain, start: int, partial: torch.Tensor, out: torch.Te
             len(out),
             chain.columns,
             block.rank,
-            block.signs.shape[1],
+            0 if signs is None else signs.shape[1],
             FP8=block.u.dtype == torch.float8_e4m3fn,
-            FIRST=number == 0,
-            LAST=number == len(chain.blocks) - 1,
+            FIRST=number == 0 and not sparse,
+            LAST=number == len(products) - 1,
             BM=ROWS,
             BN=COLUMNS,
             BK=rank_tile(block.rank),
         )
+    if not products:
+        partial.mul_(chain.row_scale[part, None]).mul_(chain.col_scale)
+        out.copy_(partial)

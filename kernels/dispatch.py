@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from .blocks import Chain
+from .chain import Chain
 
 BACKENDS: Final = ("triton", "torch", "reference")
 TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)

@@ -2,7 +2,9 @@
 
 import torch
 
-from .blocks import Chain, SignBlock
+from .blocks import LowRankBlock, SignBlock
+from .chain import Block, Chain
+from .sparse import SparseBlock, unsigned
 
 
 def signs(block: SignBlock) -> torch.Tensor:
@@ -11,18 +13,35 @@ def signs(block: SignBlock) -> torch.Tensor:
     return bits.flatten(1)[:, : block.columns].double() * 2 - 1
 
 
-def magnitudes(block: SignBlock) -> torch.Tensor:
+def magnitudes(block: SignBlock | LowRankBlock) -> torch.Tensor:
     """Return Σ_k scale[k] · U[i, k] · V[j, k] as float64 [rows, columns]."""
     u = block.u.float().double()
     v = block.v.float().double()
     return (u if block.scale is None else u * block.scale.double()) @ v.T
 
 
+def entries(block: SparseBlock) -> torch.Tensor:
+    """Return the entries of a sparse block where they are, as float64 [rows, columns]; zeros elsewhere."""
+    matrix = torch.zeros(block.rows, block.columns, dtype=torch.float64, device=block.device)
+    row = torch.arange(block.rows, device=block.device).repeat_interleave(block.row_starts().diff())
+    matrix[row, unsigned(block.indices)] = block.scale.double() * block.values.float().double()
+    return matrix
+
+
+def values(block: Block) -> torch.Tensor:
+    """Return what a block adds to the sum, as float64 [rows, columns]."""
+    if isinstance(block, SparseBlock):
+        return entries(block)
+    if isinstance(block, LowRankBlock):
+        return magnitudes(block)
+    return signs(block) * magnitudes(block)
+
+
 def dense(chain: Chain) -> torch.Tensor:
     """Return the matrix of a chain as float64 [rows, columns] (BitStack, arXiv 2410.23918, section 3)."""
     total = torch.zeros(chain.rows, chain.columns, dtype=torch.float64, device=chain.device)
     for block in chain.blocks:
-        total += signs(block) * magnitudes(block)
+        total += values(block)
     return chain.row_scale.double()[:, None] * total * chain.col_scale.double()
 
 

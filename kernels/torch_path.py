@@ -11,12 +11,16 @@ look-up tables of 2 KiB each.
 """
 
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch.nn import functional
 
-from .blocks import Chain, SignBlock
+from .blocks import LowRankBlock, SignBlock
+from .chain import Block, Chain
+from .float8 import to_float
+from .sparse import SparseBlock
+from .torch_sparse import add_entries, add_products
 
 TILE: Final = 1 << 19
 """Elements of a tile of W, unless one row is larger; each takes 9.5 bytes of workspace."""
@@ -30,12 +34,6 @@ TABLE_TOKENS: Final = 2
 """Up to this number of tokens the table of sums is used; above, tiles of W are rebuilt and multiplied."""
 TABLE_ROWS: Final = 128
 """A table of 256 entries a column pays from about this number of rows."""
-
-
-@cache
-def _e4m3_values() -> torch.Tensor:
-    """Return the 256 values of float8_e4m3fn as float32 [256]."""
-    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 
 
 @cache
@@ -55,75 +53,98 @@ def _nibble_signs() -> torch.Tensor:
     return table
 
 
-def _factors(factors: torch.Tensor) -> torch.Tensor:
-    """Return factors as float32; on the CPU torch's own conversion of float8 is several times slower than a look-up."""
-    if factors.dtype == torch.float8_e4m3fn and factors.device.type == "cpu":
-        indices = factors.view(torch.uint8).flatten().int()
-        return torch.index_select(_e4m3_values(), 0, indices).view(factors.shape)
-    return factors.float()
-
-
 def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
     """Write x·Wᵀ to `out` [tokens, rows] for x [tokens, columns], summed in float32."""
     scaled = x.float() * chain.col_scale.float()
     if x.device.type == "cpu" and len(x) <= TABLE_TOKENS and chain.rows >= TABLE_ROWS:
         y = torch.zeros(chain.rows, len(x))
-        if chain.columns % 8:
-            scaled = functional.pad(scaled, (0, -chain.columns % 8))
         groups: dict[tuple[torch.dtype, int], list[SignBlock]] = {}
         for block in chain.blocks:
-            groups.setdefault((block.u.dtype, -(-block.rank // WIDTH) * WIDTH), []).append(block)
+            if isinstance(block, SparseBlock):
+                add_products(scaled.T.contiguous(), block, y)
+            elif isinstance(block, LowRankBlock):
+                u, vt = _scaled_factors(block)
+                y.addmm_(u, vt @ scaled.T)
+            else:
+                groups.setdefault((block.u.dtype, -(-block.rank // WIDTH) * WIDTH), []).append(block)
+        if chain.columns % 8:
+            scaled = functional.pad(scaled, (0, -chain.columns % 8))
         for (_, width), blocks in groups.items():
             _add_by_tables(scaled, blocks, width, y)
         torch.mul(y.T, chain.row_scale.float(), out=out)
         return
     # W without its scales, a tile of rows at a time; the columns' scale is in x, the rows' comes last.
-    factors = [_scaled_factors(block) for block in chain.blocks]
+    parts = _Parts.of(chain.blocks)
     step = max(1, TILE // chain.columns)
     tile = torch.empty(min(step, chain.rows), chain.columns, device=x.device)
     for start in range(0, chain.rows, step):
         stop = min(start + step, chain.rows)
         w = tile[: stop - start]
-        _rebuild_tile(chain, factors, start, w)
+        _rebuild_tile(parts, start, w)
         out[:, start:stop] = (scaled @ w.T).mul_(chain.row_scale[start:stop])
 
 
 def rebuild(chain: Chain, out: torch.Tensor) -> None:
     """Write W to `out` [rows, columns], summed in float32."""
-    factors = [_scaled_factors(block) for block in chain.blocks]
+    parts = _Parts.of(chain.blocks)
     row_scale, col_scale = chain.row_scale.float(), chain.col_scale.float()
     step = max(1, TILE // chain.columns)
     for start in range(0, chain.rows, step):
         target = out[start : start + step]
         w = target if out.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
-        _rebuild_tile(chain, factors, start, w)
+        _rebuild_tile(parts, start, w)
         w.mul_(col_scale)
         torch.mul(w, row_scale[start : start + step, None], out=target)
 
 
-def _scaled_factors(block: SignBlock) -> tuple[torch.Tensor, torch.Tensor]:
+class _Parts(NamedTuple):
+    """What all tiles of a matrix use.
+
+    Attributes:
+        products: blocks with factors, each with its `_scaled_factors`.
+        entries: sparse blocks, each with where its rows begin.
+    """
+
+    products: list[tuple[SignBlock | LowRankBlock, torch.Tensor, torch.Tensor]]
+    entries: list[tuple[SparseBlock, torch.Tensor]]
+
+    @classmethod
+    def of(cls, blocks: tuple[Block, ...]) -> "_Parts":
+        parts = cls([], [])
+        for block in blocks:
+            if isinstance(block, SparseBlock):
+                parts.entries.append((block, block.row_starts()))
+            else:
+                parts.products.append((block, *_scaled_factors(block)))
+        return parts
+
+
+def _scaled_factors(block: SignBlock | LowRankBlock) -> tuple[torch.Tensor, torch.Tensor]:
     """Return diag(scale)·Uᵀ transposed back, [rows, rank], and Vᵀ [rank, columns], both float32."""
-    u = _factors(block.u)
-    return (u if block.scale is None else u * block.scale), _factors(block.v).T
+    u = to_float(block.u)
+    return (u if block.scale is None else u * block.scale), to_float(block.v).T
 
 
-def _rebuild_tile(chain: Chain, factors: list[tuple[torch.Tensor, torch.Tensor]], start: int, w: torch.Tensor) -> None:
+def _rebuild_tile(parts: _Parts, start: int, w: torch.Tensor) -> None:
     """Write the rows from `start` on of the unscaled W to `w`, float32 [rows of the tile, columns], contiguous."""
     rows, columns = w.shape
     row_bytes = (columns + 7) // 8
     table = _byte_signs(w.device)
     expanded = torch.empty(rows * row_bytes, dtype=torch.int64, device=w.device)
-    magnitude = torch.empty_like(w) if len(factors) > 1 else w
-    for number, (block, (u, vt)) in enumerate(zip(chain.blocks, factors, strict=True)):
-        indices = block.signs[start : start + rows].flatten().int()
-        torch.index_select(table, 0, indices, out=expanded)
-        signs = expanded.view(torch.int8).view(rows, row_bytes * 8)[:, :columns]
+    magnitude = torch.empty_like(w) if len(parts.products) > 1 else w
+    if not parts.products:
+        w.zero_()
+    for number, (block, u, vt) in enumerate(parts.products):
+        target = magnitude if number else w
+        torch.mm(u[start : start + rows], vt, out=target)
+        if isinstance(block, SignBlock):
+            indices = block.signs[start : start + rows].flatten().int()
+            torch.index_select(table, 0, indices, out=expanded)
+            target.mul_(expanded.view(torch.int8).view(rows, row_bytes * 8)[:, :columns])
         if number:
-            torch.mm(u[start : start + rows], vt, out=magnitude)
-            w.add_(magnitude.mul_(signs))
-        else:
-            torch.mm(u[start : start + rows], vt, out=w)
-            w.mul_(signs)
+            w.add_(magnitude)
+    for sparse, starts in parts.entries:
+        add_entries(sparse, starts, start, w)
 
 
 def _stack(factors: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
@@ -136,7 +157,7 @@ def _stack(factors: list[torch.Tensor], height: int, width: int) -> torch.Tensor
         stacked = torch.zeros(len(factors), height, width, dtype=raw)
         for target, tensor in zip(stacked, factors, strict=True):
             target[: tensor.shape[0], : tensor.shape[1]] = tensor.view(raw)
-    return _factors(stacked.view(factors[0].dtype))
+    return to_float(stacked.view(factors[0].dtype))
 
 
 def _add_by_tables(x: torch.Tensor, blocks: list[SignBlock], width: int, y: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 import bsformat
-from bsformat import MemorySource, errors, head, index, metadata, payload, registry, superblock
+from bsformat import MemorySource, errors, head, index, metadata, payload, registry, sparse, superblock
 from bsformat.errors import BstkError
 from bsformat.rebuild import chain_values
 
@@ -574,9 +574,9 @@ class MiniReader:
                 self.scales.add(t[key])
         for f in m["forms"]:
             need(MAP(f) and f.get("codec") in ("none", "zstd"), "codec-unknown")
-            need(f.get("kind") in ("raw", "sign"), "kind-unknown")
+            need(f.get("kind") in ("raw", "sign", "plane", "sparse", "lowrank"), "kind-unknown")
             more = {"rank": between(1, 1 << 12), "factors": lambda v: v in ("F16", "F8_E4M3")}
-            keys(f, {"kind": TEXT, "codec": TEXT, **(more if f["kind"] == "sign" else {})})
+            keys(f, {"kind": TEXT, "codec": TEXT, **(more if f["kind"] in ("sign", "lowrank") else {})})
         self.attachments(m["attachments"], attached)
         for c in m["curves"]:
             types = {"metric": name, "text": TEXT, "tokens": between(0, 1 << 50), "window": between(0, 1 << 50)}
@@ -619,6 +619,7 @@ class MiniReader:
         offset, self.stored, self.length, self.digest, self.worth, self.chain, self.level, self.form = columns
         self.offset = [self.first + o for o in offset]
         expected, seen, raw_done = 0, dict.fromkeys(range(len(self.chains)), 0), False
+        before: dict[int, list[str]] = {}
         for b in range(n):
             need(offset[b] == expected, "index-offset")
             need(1 <= self.stored[b] <= 1 << 40 and 1 <= self.length[b] <= 1 << 40, "index-offset")
@@ -631,14 +632,26 @@ class MiniReader:
             number, _, count = self.chains[self.chain[b]]
             t, f = self.m["tensors"][number], self.m["forms"][self.form[b]]
             need((f["kind"] == "raw") == ("group_rows" not in t), "index-form")
+            kinds = before.setdefault(self.chain[b], [])
+            if f["kind"] == "plane":
+                after = kinds[::-1].index("sign") if "sign" in kinds else 15
+                need(after < 15 and set(kinds[len(kinds) - after :]) <= {"plane"}, "index-plane")
+            kinds.append(f["kind"])
+            need(f["kind"] != "sparse" or t["shape"][-1] <= 65536, "index-form")
             if f["kind"] == "raw":
                 need(self.level[b] == 0, "index-level")
                 need(not raw_done and b < self.required, "index-order")
                 size = product(t["shape"]) * BYTES[t["dtype"]]
             else:
                 raw_done = True
-                columns_, k, w = t["shape"][-1], f["rank"], 2 if f["factors"] == "F16" else 1
-                size = count * -(-columns_ // 8) + (count + columns_) * k * w + (4 * k if w == 1 else 0)
+                n_columns = t["shape"][-1]
+                k, w = f.get("rank", 0), 2 if f.get("factors") == "F16" else 1
+                size = count * -(-n_columns // 8) if f["kind"] in ("sign", "plane") else 0
+                size += (count + n_columns) * k * w + (4 * k if w == 1 else 0)
+                if f["kind"] == "sparse":
+                    fixed = 4 + 4 * -(-count // 64) + 2 * count
+                    entries = min(max((self.length[b] - fixed) // 3, 1), count * n_columns)
+                    size = fixed + 3 * entries
             limit = self.stored[b] if f["codec"] == "none" else 256 * self.stored[b] + 65536
             need(size == self.length[b] <= limit, "index-block-length")
             need(f["codec"] != "none" or size == self.stored[b], "index-block-length")
@@ -665,6 +678,8 @@ class MiniReader:
             t = self.m["tensors"][number]
             if f["kind"] == "raw":
                 need(number not in self.scales or finite(floats(data, t["dtype"])), "block-values")
+            elif f["kind"] == "sparse":
+                self.entries(t, count, data)
             else:
                 _, u, v, scale, spare = self.split(t, f, count, data)
                 need(not any(spare), "block-padding")
@@ -693,14 +708,33 @@ class MiniReader:
     def split(
         t: dict[str, Any], f: dict[str, Any], count: int, data: bytes
     ) -> tuple[list[list[int]], list[float], list[float], list[float], list[int]]:  # §6.2
-        n, k, w = t["shape"][-1], f["rank"], 2 if f["factors"] == "F16" else 1
-        width = -(-n // 8)
+        n, k, w = t["shape"][-1], f.get("rank", 0), 2 if f.get("factors") == "F16" else 1
+        kind = f.get("factors", "F16")
+        width = -(-n // 8) if f["kind"] in ("sign", "plane") else 0
         bits = [[data[r * width + j // 8] >> (j % 8) & 1 for j in range(8 * width)] for r in range(count)]
         at = count * width
-        u = floats(data[at : at + count * k * w], f["factors"])
-        v = floats(data[at + count * k * w : at + (count + n) * k * w], f["factors"])
+        u = floats(data[at : at + count * k * w], kind)
+        v = floats(data[at + count * k * w : at + (count + n) * k * w], kind)
         scale = floats(data[at + (count + n) * k * w :], "F32") if w == 1 else [1.0] * k
         return [r[:n] for r in bits], u, v, scale, [b for r in bits for b in r[n:]]
+
+    @staticmethod
+    def entries(t: dict[str, Any], count: int, data: bytes) -> list[tuple[int, int, float]]:  # §6.6
+        tiles = -(-count // 64)
+        fixed = 4 + 4 * tiles + 2 * count
+        n = (len(data) - fixed) // 3
+        (scale,) = struct.unpack_from("<f", data)
+        starts = struct.unpack_from(f"<{tiles}I", data, 4)
+        offsets = struct.unpack_from(f"<{count}H", data, 4 + 4 * tiles)
+        columns = struct.unpack_from(f"<{n}H", data, fixed)
+        values = floats(data[fixed + 2 * n :], "F8_E4M3")
+        begin = [starts[r // 64] + offsets[r] for r in range(count)] + [n]
+        need(starts[0] == 0 and not any(offsets[::64]) and begin == sorted(begin), "block-rows")
+        for r in range(count):
+            own = list(columns[begin[r] : begin[r + 1]])
+            need(own == sorted(set(own)) and all(c < t["shape"][-1] for c in own), "block-columns")
+        need(finite([scale, *values]), "block-values")
+        return [(r, columns[e], scale * values[e]) for r in range(count) for e in range(begin[r], begin[r + 1])]
 
     def rebuild(self, wanted: str, payloads: list[bytes]) -> list[list[float]]:  # §6.3, §7.5: before the last rounding
         names = [t["name"] for t in self.m["tensors"]]
@@ -721,16 +755,25 @@ class MiniReader:
             two = len(self.m["tensors"][t["col_scale"]]["shape"]) == 2
             columns = col_scale[g * n : (g + 1) * n] if two else col_scale
             total = [[0.0] * n for _ in range(count)]
+            magnitude = [[0.0] * n for _ in range(count)]
             for b in (b for b in range(len(payloads)) if self.chain[b] == chain):
                 f = self.m["forms"][self.form[b]]
-                k = f["rank"]
+                if f["kind"] == "sparse":
+                    for r, j, value in self.entries(t, count, payloads[b]):
+                        total[r][j] = total[r][j] + value
+                    continue
+                k = f.get("rank", 0)
                 signs, u, v, scale, _ = self.split(t, f, count, payloads[b])
                 for r in range(count):
                     for j in range(n):
-                        magnitude = 0.0
+                        if f["kind"] == "plane":
+                            magnitude[r][j] = magnitude[r][j] / 2
+                        else:
+                            magnitude[r][j] = 0.0
                         for i in range(k):
-                            magnitude = magnitude + (u[r * k + i] * scale[i]) * v[j * k + i]
-                        total[r][j] = total[r][j] + (magnitude if signs[r][j] else -magnitude)
+                            magnitude[r][j] = magnitude[r][j] + (u[r * k + i] * scale[i]) * v[j * k + i]
+                        positive = f["kind"] == "lowrank" or signs[r][j]
+                        total[r][j] = total[r][j] + (magnitude[r][j] if positive else -magnitude[r][j])
             out += [[(total[r][j] * row_scale[first + r]) * columns[j] for j in range(n)] for r in range(count)]
         return out
 
@@ -893,7 +936,13 @@ OUTSIDE = {"name": "f", "length": 5, "codec": "none", "digest": bytes(32), "offs
         (("tensors", 3, "col_scale"), 1, "metadata-value"),
         (("tensors", 2, "shape"), [1, 10], "metadata-value"),
         (("forms", 0, "rank"), 1, "metadata-key"),
-        (("forms", 0, "kind"), "sparse", "kind-unknown"),
+        (("forms", 0, "kind"), "ternary", "kind-unknown"),
+        (("forms", 0, "kind"), "sparse", "index-form"),
+        (("forms", 2, "kind"), "lowrank", "index-block-length"),
+        (("forms", 2, "kind"), "plane", "metadata-key"),
+        (("forms", 4), {"kind": "plane", "codec": "zstd"}, ""),
+        (("forms", 4), {"kind": "sparse", "codec": "none", "factors": "F16"}, "metadata-key"),
+        (("forms", 4), {"kind": "lowrank", "codec": "none", "rank": 1}, "metadata-key"),
         (("forms", 0, "codec"), "gzip", "codec-unknown"),
         (("forms", 2, "rank"), 0, "metadata-value"),
         (("forms", 2, "rank"), 4097, "metadata-value"),
@@ -1001,6 +1050,85 @@ def test_an_external_attachment_and_scales_per_row_group(tmp_path: Path) -> None
             values = chain_values(file.tensors[2], count, levels, row[first : first + count], columns[g])
             expected += values.tolist()
     assert reader.rebuild("t", reader.read(6)) == expected
+
+
+def every_kind(path: Path) -> int:
+    """Write a file whose two chains have blocks of every kind; the number of blocks."""
+    rng = np.random.default_rng(7)
+    tensors = [
+        bsformat.Tensor("r", (70,), "F32"),
+        bsformat.Tensor("c", (5,), "F16"),
+        bsformat.Tensor("t", (70, 5), "F32", group_rows=66, row_scale=0, col_scale=1),
+    ]
+    bits = lambda count: rng.integers(0, 32, (count, 1)).astype("u1")  # noqa: E731
+    halves = lambda *shape: rng.standard_normal(shape).astype("<f2")  # noqa: E731
+    codes = lambda *shape: rng.integers(0, 0x7F, shape).astype("u1")  # noqa: E731
+    forms = {
+        "sign": bsformat.Form("sign", rank=1, factors="F16"),
+        "sign8": bsformat.Form("sign", rank=2, factors="F8_E4M3"),
+        "plane": bsformat.Form("plane"),
+        "sparse": bsformat.Form("sparse"),
+        "lowrank": bsformat.Form("lowrank", rank=1, factors="F16"),
+        "lowrank8": bsformat.Form("lowrank", rank=2, factors="F8_E4M3"),
+    }
+    with bsformat.Writer(path, tensors) as writer:
+        writer.put(0, bsformat.Form("raw"), rng.random(70).astype("<f4").tobytes())
+        writer.put(1, bsformat.Form("raw"), rng.random(5).astype("<f2").tobytes())
+        for chain, count in ((2, 66), (3, 4)):
+            place = rng.permutation(count * 5)[: count // 2]
+            scale = rng.random(2).astype("<f4")
+            for form, data in (
+                ("sparse", sparse.join(count, 0.3, place // 5, place % 5, codes(len(place)))),
+                ("sign", payload.join(bits(count), halves(count, 1), halves(5, 1), None)),
+                ("plane", payload.join_plane(bits(count))),
+                ("plane", payload.join_plane(bits(count))),
+                ("lowrank8", payload.join_lowrank(codes(count, 2), codes(5, 2), scale)),
+                ("sign8", payload.join(bits(count), codes(count, 2), codes(5, 2), scale)),
+                ("plane", payload.join_plane(bits(count))),
+                ("sparse", sparse.join(count, -1.7, np.array([1]), np.array([4]), codes(1))),
+                ("lowrank", payload.join_lowrank(halves(count, 1), halves(5, 1), None)),
+            ):
+                writer.put(chain, forms[form], data)
+        writer.finish([(2 + i % 2, 2.0) for i in range(18)])
+    return 20
+
+
+def test_both_readers_rebuild_blocks_of_every_kind(tmp_path: Path) -> None:
+    path = tmp_path / "file.bstk"
+    count = every_kind(path)
+    reader = MiniReader(path.read_bytes())
+    reader.check_all()
+    with bsformat.open(path) as file:
+        kinds = {file.block(b).form.kind for b in range(count)}
+        assert kinds == set(registry.KINDS)
+        values = [bsformat_values(file, "t", blocks).tolist() for blocks in range(2, count + 1)]
+    assert values == [reader.rebuild("t", reader.read(blocks)) for blocks in range(2, count + 1)]
+    assert len({str(v) for v in values}) == count - 1
+
+
+def test_both_readers_agree_on_every_changed_byte_of_a_sparse_block(tmp_path: Path) -> None:
+    """§6.6 says enough: with the digests put right, both take the block or both refuse it for the same reason."""
+    path = tmp_path / "file.bstk"
+    every_kind(path)
+    with bsformat.open(path) as file:
+        block, good = file.block(3), file.read_block(3)
+    assert (block.form.kind, block.rows) == ("sparse", 4)
+
+    def refusal(check: Callable[[], object]) -> str:
+        try:
+            check()
+        except (BstkError, Refused) as error:
+            return getattr(error, "reason", str(error))
+        return ""
+
+    seen = set()
+    for at in range(len(good)):
+        for flip in (1, 2, 4, 0x78, 0x80, 0xFF):
+            data = good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :]
+            first = refusal(lambda data=data: payload.check(block.form, block.tensor, 4, data, False, "", ""))
+            assert first == refusal(lambda data=data: MiniReader.entries({"shape": [70, 5]}, 4, data)), f"byte {at}"
+            seen.add(first)
+    assert seen == {"", "block-rows", "block-columns", "block-values"}
 
 
 def test_the_first_read_of_the_example_is_the_only_one(data: bytes) -> None:

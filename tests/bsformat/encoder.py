@@ -214,6 +214,24 @@ SIGNS_1 = bytes([0b00110011, 0b10, 0b11011001, 0b00, 0b00000001, 0b01])
 LEVEL_0 = SIGNS_0 + halves(0.5, 1.0, 2.0) + halves(*(0.25 * (j + 1) for j in range(N)))
 #: Rank 2, e4m3 factors: M × 2, N × 2 codes, then two float32 scales.
 LEVEL_1 = SIGNS_1 + bytes(range(40, 46)) + bytes(range(30, 50)) + floats(0.5, 0.125)
+#: What may follow them in the chain: a plane of LEVEL_1; rank 1 without signs; entries in rows 0 and 2, none in row 1.
+PLANE = bytes([0b01010101, 0b01, 0b11110000, 0b00, 0b10011001, 0b11])
+LOWRANK = halves(1.5, -0.5, 0.25) + halves(*(0.125 * j for j in range(N)))
+
+
+def sparse(
+    scale: float = 0.5,
+    starts: tuple[int, ...] = (0,),
+    offsets: tuple[int, ...] = (0, 2, 2),
+    columns: tuple[int, ...] = (3, 9, 0),
+    values: bytes = b"\x38\xb0\x7e",
+) -> bytes:
+    """A sparse block; by default one for `M` rows."""
+    counts = f"<f{len(starts)}I{len(offsets)}H{len(columns)}H"
+    return struct.pack(counts, scale, *starts, *offsets, *columns) + values
+
+
+SPARSE = sparse()
 VOCABULARY = b'{"a": 0, "b": 1}' * 20
 
 
@@ -263,3 +281,25 @@ def sample() -> Image:
         "extra": {"recipe": {"rank": [1, 2]}, "note": None},
     }
     return Image(meta, blocks, [VOCABULARY], required=4)
+
+
+#: Numbers of the forms of `mixed`, beyond those of `sample`.
+PLANE_FORM, SPARSE_FORM, LOWRANK_FORM = 4, 5, 6
+
+
+def mixed() -> Image:
+    """The sample with a chain of every kind: sign, sign, plane, plane, sparse, lowrank."""
+    image = sample()
+    image.meta["forms"] += [
+        {"kind": "plane", "codec": "none"},
+        {"kind": "sparse", "codec": "none"},
+        {"kind": "lowrank", "codec": "none", "rank": 1, "factors": "F16"},
+    ]
+    more = [
+        (PLANE, PLANE_FORM),
+        (PLANE[::-1][1:] + b"\x01", PLANE_FORM),
+        (SPARSE, SPARSE_FORM),
+        (LOWRANK, LOWRANK_FORM),
+    ]
+    image.blocks += [Block(data, 4, 2 + i, form) for i, (data, form) in enumerate(more)]
+    return image

@@ -17,7 +17,27 @@ import zstandard
 import bsformat
 from bsformat.errors import FormatError, UnsupportedError
 from tests.bsformat.conftest import first_problem
-from tests.bsformat.encoder import LEVEL_0, LEVEL_1, Block, Image, M, N, digest, floats, halves, sample, zstd
+from tests.bsformat.encoder import (
+    LEVEL_0,
+    LEVEL_1,
+    LOWRANK,
+    LOWRANK_FORM,
+    PLANE,
+    PLANE_FORM,
+    SPARSE,
+    SPARSE_FORM,
+    Block,
+    Image,
+    M,
+    N,
+    digest,
+    floats,
+    halves,
+    mixed,
+    sample,
+    sparse,
+    zstd,
+)
 
 #: The most that refusing any of these files may allocate, bytes.
 ALLOCATION = 1 << 20
@@ -735,6 +755,146 @@ each(
 )
 
 
+# --- the other kinds of blocks: levels 2 to 5 of the only chain of `mixed` are plane, plane, sparse, lowrank ---------
+
+
+def of_mixed(build: Build) -> Build:
+    """The same for a file with a block of every kind."""
+
+    def outer(_: Image) -> bytes:
+        image = mixed()
+        return build(image) or image.seal()
+
+    return outer
+
+
+def chain_of(*forms: int) -> Build:
+    """A chain of blocks of these forms, each sound by itself."""
+    data = {2: LEVEL_0, 3: LEVEL_1, PLANE_FORM: PLANE, SPARSE_FORM: SPARSE, LOWRANK_FORM: LOWRANK}
+
+    def build(image: Image) -> None:
+        image.meta["curves"] = []
+        image.blocks[4:] = [Block(data[form], 4, level, form) for level, form in enumerate(forms)]
+
+    return of_mixed(build)
+
+
+def with_sparse(**parts: object) -> Build:
+    return of_mixed(set_block(8, data=sparse(**parts)))  # type: ignore[arg-type]
+
+
+each(
+    "index-plane",
+    "plane",
+    alone=chain_of(PLANE_FORM),
+    first=chain_of(PLANE_FORM, 2),
+    after_sparse=chain_of(2, SPARSE_FORM, PLANE_FORM),
+    after_plane_and_sparse=chain_of(2, PLANE_FORM, SPARSE_FORM, PLANE_FORM),
+    after_lowrank=chain_of(2, LOWRANK_FORM, PLANE_FORM),
+    sixteenth=chain_of(2, *[PLANE_FORM] * 16),
+)
+each(
+    "index-form",
+    "kinds",
+    plane_of_a_raw_tensor=of_mixed(set_block(0, form=PLANE_FORM)),
+    sparse_of_a_raw_tensor=of_mixed(set_block(0, form=SPARSE_FORM)),
+    lowrank_of_a_raw_tensor=of_mixed(set_block(0, form=LOWRANK_FORM)),
+)
+
+
+@refused("index-form", says="at most 65536 columns")
+def sparse_block_of_a_matrix_with_too_many_columns(image: Image) -> bytes:
+    image = mixed()
+    image.meta["curves"] = []
+    image.meta["tensors"][3]["shape"] = [65537]
+    image.meta["tensors"][4]["shape"] = [M, 65537]
+    image.blocks[3:] = [Block(halves(*[1.0] * 65537), 3, 0, 0), Block(SPARSE, 4, 0, SPARSE_FORM)]
+    return image.seal()
+
+
+each(
+    "index-block-length",
+    "kinds",
+    plane_byte_more=of_mixed(set_block(6, data=PLANE + b"\0")),
+    plane_byte_less=of_mixed(set_block(6, data=PLANE[:-1])),
+    plane_with_factors=of_mixed(set_block(6, data=LEVEL_0)),
+    lowrank_byte_more=of_mixed(set_block(9, data=LOWRANK + b"\0")),
+    lowrank_byte_less=of_mixed(set_block(9, data=LOWRANK[:-1])),
+    lowrank_with_signs=of_mixed(set_block(9, data=LEVEL_0)),
+    sparse_byte_more=of_mixed(set_block(8, data=SPARSE + b"\0")),
+    sparse_two_bytes_more=of_mixed(set_block(8, data=SPARSE + b"\0\0")),
+    sparse_byte_less=of_mixed(set_block(8, data=SPARSE[:-1])),
+    sparse_without_entries=with_sparse(offsets=(0, 0, 0), columns=(), values=b""),
+    sparse_shorter_than_its_rows=of_mixed(set_block(8, data=SPARSE[:10])),
+    sparse_of_one_byte=of_mixed(set_block(8, data=b"\0")),
+    sparse_with_more_entries_than_elements=with_sparse(columns=tuple(range(M * N + 1)), values=bytes(M * N + 1)),
+)
+each(
+    "block-padding",
+    "plane_padding",
+    **{
+        f"row_{row}_bit_{bit}": of_mixed(set_block(6, data=with_bit(PLANE, 2 * row + 1, bit)))
+        for row in range(M)
+        for bit in (2, 7)
+    },
+)
+each(
+    "block-rows",
+    "sparse_rows",
+    start_not_zero=with_sparse(starts=(1,)),
+    start_huge=with_sparse(starts=((1 << 32) - 1,)),
+    first_offset_not_zero=with_sparse(offsets=(1, 2, 2)),
+    falls=with_sparse(offsets=(0, 2, 1)),
+    beyond_the_entries=with_sparse(offsets=(0, 2, 4)),
+    far_beyond_the_entries=with_sparse(offsets=(0, 2, 0xFFFF)),
+)
+each(
+    "block-columns",
+    "sparse_columns",
+    repeated=with_sparse(columns=(3, 3, 0)),
+    falls=with_sparse(columns=(9, 3, 0)),
+    falls_in_the_last_row=with_sparse(offsets=(0, 0, 1), columns=(3, 9, 0)),
+    one_beyond=with_sparse(columns=(3, N, 0)),
+    last_beyond=with_sparse(columns=(3, 9, N)),
+    max=with_sparse(columns=(3, 0xFFFF, 0)),
+)
+each(
+    "block-values",
+    "kinds",
+    sparse_nan=with_sparse(values=b"\x38\x7f\x7e"),
+    sparse_negative_nan=with_sparse(values=b"\xff\x38\x7e"),
+    sparse_scale_nan=with_sparse(scale=float("nan")),
+    sparse_scale_infinite=with_sparse(scale=float("-inf")),
+    lowrank_u_nan=of_mixed(set_block(9, data=patched(LOWRANK, 0, halves(float("nan"))))),
+    lowrank_v_infinite=of_mixed(set_block(9, data=patched(LOWRANK, 2 * M, halves(float("inf"))))),
+)
+
+
+def tall(starts: tuple[int, ...], offsets: dict[int, int]) -> Build:
+    """A file of one sparse block of 130 rows, of three tiles, with an entry in each of rows 0, 64 and 129."""
+
+    def build(image: Image) -> None:
+        image.meta["curves"] = []
+        image.meta["tensors"][2]["shape"] = [130]
+        image.meta["tensors"][4] |= {"shape": [130, N], "group_rows": 130}
+        image.blocks[2].data = floats(*[1.0] * 130)
+        usual = {0: 0, 64: 0, 128: 0, 129: 0}
+        placed = tuple((usual | offsets).get(row, 1) for row in range(130))
+        image.blocks[4:] = [Block(sparse(starts=starts, offsets=placed), 4, 0, SPARSE_FORM)]
+
+    return of_mixed(build)
+
+
+each(
+    "block-rows",
+    "sparse_tiles",
+    tile_begins_before_the_last=tall((0, 1, 0), {}),
+    tile_begins_inside_the_last=tall((0, 0, 2), {}),
+    tile_begins_beyond=tall((0, 1, 4), {}),
+    first_row_of_a_tile_not_at_its_start=tall((0, 0, 2), {64: 1, **dict.fromkeys(range(65, 128), 2)}),
+)
+
+
 @refused("padding")
 def padding_between_blocks(image: Image) -> bytes:
     data = bytearray(image.seal())
@@ -752,6 +912,24 @@ def all_padding(image: Image) -> None:
 
 def test_the_sample_is_sound(sealed: bytes) -> None:
     assert first_problem(sealed) is None
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        of_mixed(lambda image: None),
+        chain_of(2, *[PLANE_FORM] * 15, 3, *[PLANE_FORM] * 15),
+        chain_of(SPARSE_FORM, LOWRANK_FORM, 2, PLANE_FORM, SPARSE_FORM),
+        with_sparse(scale=0.0, offsets=(0, 0, 0), columns=(0,), values=b"\0"),
+        with_sparse(offsets=(0, N, 2 * N), columns=(*range(N),) * M, values=b"\x80" * (M * N)),
+        tall((0, 1, 2), {129: 0}),
+        tall((0, 1, 3), {}),
+    ],
+)
+def test_what_every_kind_may_be_is_read(build: Build, image: Image) -> None:
+    data = build(image)
+    assert data is not None
+    assert first_problem(data) is None
 
 
 def test_names_are_unique() -> None:

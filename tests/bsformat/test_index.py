@@ -19,7 +19,14 @@ from tests.bsformat import encoder
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 
-FORMS = (Form("raw"), Form("sign", "none", 1, "F16"), Form("sign", "none", 3, "F8_E4M3"))
+FORMS = (
+    Form("raw"),
+    Form("sign", "none", 1, "F16"),
+    Form("sign", "none", 3, "F8_E4M3"),
+    Form("lowrank", "none", 2, "F16"),
+    Form("sparse"),
+    Form("plane"),
+)
 
 
 def test_the_columns_are_those_of_the_second_implementation() -> None:
@@ -51,10 +58,11 @@ def sound(draw: st.DrawFn) -> tuple[Metadata, Index, int]:
             left += [(t, t.first_chain + k, size)] * draw(st.integers(0, 3))
     n_raw = len(rows_of)
     level: dict[int, int] = {}
+    last: dict[int, int] = {}
     for t, chain, size in draw(st.permutations(left)):
-        form = draw(st.integers(1, 2))
-        rows_of.append((chain, level.get(chain, 0), form, length(FORMS[form], t, size)))
-        level[chain] = level.get(chain, 0) + 1
+        form = draw(st.integers(1, 5 if last.get(chain) in (1, 2, 5) else 4))
+        rows_of.append((chain, level.get(chain, 0), form, length(FORMS[form], t, size, draw(st.integers(0, 200)))))
+        level[chain], last[chain] = level.get(chain, 0) + 1, form
     chain, levels, form, lengths = (np.array(column) for column in zip(*rows_of, strict=True))
     ends, offsets, at = [], [], 0
     for size in lengths.tolist():

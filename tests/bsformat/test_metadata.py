@@ -33,10 +33,10 @@ values = st.recursive(
     max_leaves=8,
 )
 forms = st.one_of(
-    st.builds(Form, st.just("raw"), st.sampled_from(["none", "zstd"])),
+    st.builds(Form, st.sampled_from(["raw", "plane", "sparse"]), st.sampled_from(["none", "zstd"])),
     st.builds(
         Form,
-        st.just("sign"),
+        st.sampled_from(["sign", "lowrank"]),
         st.sampled_from(["none", "zstd"]),
         st.integers(1, 4096),
         st.sampled_from(["F16", "F8_E4M3"]),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bsformat
-from bsformat import payload, rebuild
+from bsformat import payload, rebuild, sparse
+from bsformat.errors import FormatError
 from bsformat.metadata import Form, Tensor
 from tests.bsformat import encoder
 
@@ -97,6 +98,94 @@ def test_a_chain_is_exactly_the_scaled_sum(n_blocks: int) -> None:
     ]
     assert values.shape == (rows, columns)
     assert [[Fraction(x) for x in row] for row in values.tolist()] == expected
+
+
+def test_a_plane_halves_the_magnitudes_of_the_level_before() -> None:
+    """Sign, plane, plane, sign, plane: of the first sign block ½ and ¼, of the second ½."""
+    rows, columns = 3, 11
+    tensor = Tensor("w", (rows, columns), "F16", group_rows=rows)
+    first, second, plane = Form("sign", "none", 2, "F16"), Form("sign", "none", 3, "F8_E4M3"), Form("plane")
+    forms = [first, plane, plane, second, plane]
+    signs = [random_payload(first, rows, columns, seed)[: rows * 2] for seed in range(5)]
+    factors = {f: random_payload(f, rows, columns, 9)[rows * 2 :] for f in (first, second)}
+    blocks = [(f, bits + factors.get(f, b"")) for f, bits in zip(forms, signs, strict=True)]
+    assert [payload.length(f, tensor, rows) for f, _ in blocks] == [len(data) for _, data in blocks]
+    expected = np.zeros((rows, columns))
+    for (form, part), bits in zip([(first, 1), (first, 2), (first, 4), (second, 1), (second, 2)], signs, strict=True):
+        values = loop(form, rows, columns, bits + factors[form])
+        expected += np.array([[float(x / part) for x in row] for row in values])
+    values = rebuild.chain_values(tensor, rows, blocks, np.ones(rows), np.ones(columns))
+    assert values.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="of its own"):
+        rebuild.chain_values(tensor, rows, blocks[1:], np.ones(rows), np.ones(columns))
+
+
+def test_a_lowrank_block_has_no_signs() -> None:
+    form, plus = Form("lowrank", "none", 3, "F8_E4M3"), Form("sign", "none", 3, "F8_E4M3")
+    tensor = Tensor("w", (4, 9), "F16", group_rows=4)
+    data = random_payload(plus, 4, 9, 1)[4 * 2 :]
+    assert payload.length(form, tensor, 4) == len(data)
+    expected = loop(plus, 4, 9, b"\xff" * 8 + data)
+    assert [[Fraction(x) for x in row] for row in rebuild.block_values(form, tensor, 4, data).tolist()] == expected
+
+
+def test_entries_are_added_where_they_are() -> None:
+    form, tensor = Form("sparse"), Tensor("w", (encoder.M, encoder.N), "F16", group_rows=encoder.M)
+    expected = np.zeros((encoder.M, encoder.N))
+    expected[0, 3], expected[0, 9], expected[2, 0] = 0.5 * 1, 0.5 * -0.5, 0.5 * 448
+    assert rebuild.block_values(form, tensor, encoder.M, encoder.SPARSE).tolist() == expected.tolist()
+    sign = Form("sign", "none", 1, "F16")
+    chain = [(sign, encoder.LEVEL_0), (form, encoder.SPARSE), (form, encoder.SPARSE)]
+    total = rebuild.block_values(sign, tensor, encoder.M, encoder.LEVEL_0) + expected + expected
+    ones = np.ones(encoder.M), np.ones(encoder.N)
+    assert rebuild.chain_values(tensor, encoder.M, chain, *ones).tolist() == total.tolist()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (63, 5), (64, 5), (65, 5), (200, 7)])
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_sparse_entries_in_any_order(rows: int, columns: int, share: float) -> None:
+    draw = np.random.default_rng(rows)
+    places = draw.permutation(rows * columns)[: max(1, int(share * rows * columns))]
+    codes = draw.integers(0, 0x7F, len(places)).astype(np.uint8)
+    data = sparse.join(rows, 0.25, places // columns, places % columns, codes)
+    assert len(data) == 4 + 4 * -(-rows // 64) + 2 * rows + 3 * len(places)
+    tensor = Tensor("w", (rows, columns), "F16", group_rows=rows)
+    assert payload.length(Form("sparse"), tensor, rows, len(data)) == len(data)
+    payload.check(Form("sparse"), tensor, rows, data, False, "it", "here")
+    expected = np.zeros(rows * columns)
+    expected[places] = [0.25 * float(e4m3(code)) for code in codes.tolist()]
+    assert rebuild.block_values(Form("sparse"), tensor, rows, data).ravel().tolist() == expected.tolist()
+    # One encoding only: the entries themselves give the same bytes again.
+    parts = sparse.split(rows, data)
+    row = np.repeat(np.arange(rows), np.diff(parts.row_starts()))
+    assert sparse.join(rows, parts.scale, row, parts.columns, parts.values) == data
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "column", "reason"),
+    [
+        (2, [], [], "block-rows"),
+        (2, [2], [0], "block-rows"),
+        (2, [-1], [0], "block-rows"),
+        (2, [0], [-1], "block-columns"),
+        (2, [0], [65536], "block-columns"),
+        (2, [1, 0, 1], [3, 3, 3], "block-columns"),
+        (2, [0] * 65536 + [1], [*range(65536), 0], "block-rows"),
+    ],
+)
+def test_entries_that_no_sparse_block_can_hold(rows: int, row: list[int], column: list[int], reason: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        sparse.join(rows, 1.0, np.array(row, int), np.array(column, int), np.zeros(len(row), np.uint8))
+    assert caught.value.reason == reason
+
+
+def test_as_many_entries_in_a_tile_as_fit() -> None:
+    """65535 before the last row of a tile, and a full row of 65536 after that."""
+    row, column = np.repeat([0, 63], [65535, 65536]), np.concatenate([np.arange(65535), np.arange(65536)])
+    data = sparse.join(64, 1.0, row, column, np.zeros(len(row), np.uint8))
+    tensor = Tensor("w", (64, 65536), "F16", group_rows=64)
+    payload.check(Form("sparse"), tensor, 64, data, False, "it", "here")
+    assert sparse.split(64, data).row_starts().tolist() == [0] + [65535] * 63 + [131071]
 
 
 def test_the_sample_by_hand(image: encoder.Image) -> None:
@@ -227,10 +316,23 @@ def test_join_is_the_inverse_of_split(factors: str) -> None:
     assert payload.join(parts.signs, parts.u, parts.v, parts.scale) == data
     big = [None if p is None else p.astype(p.dtype.newbyteorder(">")) for p in (parts.u, parts.v, parts.scale)]
     assert payload.join(parts.signs, big[0], big[1], big[2]) == data
+    lowrank = payload.split(Form("lowrank", "none", 3, factors), tensor, 5, data[10:])
+    assert (lowrank.signs.shape, lowrank.u.shape, lowrank.v.shape) == ((5, 0), (5, 3), (13, 3))
+    assert payload.join_lowrank(lowrank.u, lowrank.v, lowrank.scale) == data[10:]
+    plane = payload.split(Form("plane"), tensor, 5, data[:10])
+    assert (plane.u.shape, plane.v.shape, plane.scale) == ((5, 0), (13, 0), None)
+    assert payload.join_plane(plane.signs) == data[:10]
 
 
 def test_lengths() -> None:
     tensor = Tensor("w", (6, 17), "BF16", group_rows=4)
     assert payload.length(Form("sign", rank=3, factors="F16"), tensor, 4) == 4 * 3 + 2 * 3 * (4 + 17)
     assert payload.length(Form("sign", rank=3, factors="F8_E4M3"), tensor, 2) == 2 * 3 + 3 * (2 + 17) + 12
+    assert payload.length(Form("lowrank", rank=3, factors="F16"), tensor, 4) == 2 * 3 * (4 + 17)
+    assert payload.length(Form("lowrank", rank=3, factors="F8_E4M3"), tensor, 2) == 3 * (2 + 17) + 12
+    assert payload.length(Form("plane"), tensor, 4) == 4 * 3
+    fixed = 4 + 4 + 2 * 4
+    near = {0: 1, fixed: 1, fixed + 5: 1, fixed + 6: 2, fixed + 3 * 68: 68, fixed + 3 * 69: 68, 1 << 40: 68}
+    for size, entries in near.items():
+        assert payload.length(Form("sparse"), tensor, 4, size) == fixed + 3 * entries
     assert payload.length(bsformat.Form("raw"), Tensor("n", (6, 17), "F64"), 6) == 6 * 17 * 8

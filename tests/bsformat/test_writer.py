@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 import bsformat
-from bsformat import atomic
+from bsformat import atomic, sparse
 from bsformat.errors import FormatError, WriteError
 from tests.bsformat import encoder
 from tests.bsformat.conftest import (
@@ -538,3 +538,75 @@ def test_levels_that_the_order_leaves_out_are_refused(tmp_path):
             writer.finish([(2, 1.0)])
     assert caught.value.reason == "index-missing"
     assert not any(tmp_path.iterdir())
+
+
+PACKED = [
+    bsformat.Tensor("w#row_scale", (8,), "F16"),
+    bsformat.Tensor("w#col_scale", (9,), "F16"),
+    bsformat.Tensor("w", (8, 9), "F16", group_rows=8, row_scale=0, col_scale=1),
+]
+PLANE_FORM = bsformat.Form("plane")
+LOWRANK_FORM = bsformat.Form("lowrank", rank=2, factors="F16")
+SPARSE_FORM = bsformat.Form("sparse")
+ENTRY = sparse.join(8, 1.0, np.array([3]), np.array([8]), np.array([0x38]))
+
+
+def test_the_other_kinds_are_written_as_they_come(tmp_path: Path) -> None:
+    blocks = [
+        (F16_FORM, sign_payload(F16_FORM, 8, 9, 0)),
+        (PLANE_FORM, bytes(16)),
+        (SPARSE_FORM, ENTRY),
+        (LOWRANK_FORM, bytes(2 * 2 * 17)),
+        (F16_FORM, sign_payload(F16_FORM, 8, 9, 1)),
+        *[(PLANE_FORM, bytes(16))] * 15,
+    ]
+    with bsformat.Writer(tmp_path / "a.bstk", PACKED) as writer:
+        for chain, size in ((0, 8), (1, 9)):
+            writer.put(chain, RAW_FORM, b"\0\x3c" * size)
+        for form, data in blocks:
+            writer.put(2, form, data)
+        writer.finish([(2, 1.0)] * len(blocks))
+    with bsformat.open(tmp_path / "a.bstk") as container:
+        assert bsformat.verify(container).ok
+        assert [(container.block(2 + i).form, container.read_block(2 + i)) for i in range(len(blocks))] == blocks
+        assert len(container.metadata.forms) == 5  # raw and the four others, each once
+
+
+@pytest.mark.parametrize(
+    ("before", "form", "data", "reason"),
+    [
+        ([], PLANE_FORM, bytes(16), "index-plane"),
+        ([(SPARSE_FORM, ENTRY)], PLANE_FORM, bytes(16), "index-plane"),
+        ([(LOWRANK_FORM, bytes(68))], PLANE_FORM, bytes(16), "index-plane"),
+        ([(F16_FORM, bytes(16 + 68)), *[(PLANE_FORM, bytes(16))] * 15], PLANE_FORM, bytes(16), "index-plane"),
+        ([(F16_FORM, bytes(16 + 68))], PLANE_FORM, bytes(17), "index-block-length"),
+        ([(F16_FORM, bytes(16 + 68))], PLANE_FORM, b"\0\2" * 8, "block-padding"),
+        ([], LOWRANK_FORM, bytes(67), "index-block-length"),
+        ([], LOWRANK_FORM, b"\0\x7c" * 34, "block-values"),
+        ([], SPARSE_FORM, ENTRY[:-1], "index-block-length"),
+        ([], SPARSE_FORM, ENTRY[:-3], "index-block-length"),
+        ([], SPARSE_FORM, ENTRY[:-3] + b"\x09\0\x38", "block-columns"),
+        ([], SPARSE_FORM, ENTRY[:4] + b"\x01" + ENTRY[5:], "block-rows"),
+        ([], SPARSE_FORM, ENTRY[:-1] + b"\x7f", "block-values"),
+    ],
+)
+def test_put_refuses_blocks_of_the_other_kinds(
+    tmp_path: Path, before: list[tuple[bsformat.Form, bytes]], form: bsformat.Form, data: bytes, reason: str
+) -> None:
+    with bsformat.Writer(tmp_path / "a.bstk", PACKED) as writer:
+        for level in before:
+            writer.put(2, *level)
+        with pytest.raises(FormatError) as caught:
+            writer.put(2, form, data)
+    assert caught.value.reason == reason
+
+
+def test_put_refuses_entries_of_a_matrix_with_too_many_columns(tmp_path: Path) -> None:
+    wide = 65537
+    tensors = [PACKED[0], bsformat.Tensor("c", (wide,), "F16"), bsformat.Tensor("w", (8, wide), "F16", 8, 0, 1)]
+    with (
+        bsformat.Writer(tmp_path / "a.bstk", tensors) as writer,
+        pytest.raises(FormatError, match="65537 columns") as caught,
+    ):
+        writer.put(2, SPARSE_FORM, ENTRY)
+    assert caught.value.reason == "index-form"

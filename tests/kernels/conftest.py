@@ -14,8 +14,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set: set it in tests/conftest.py")
     os.environ["TRITON_INTERPRET"] = "1"
 
-from bitstack.kernels import Chain, SignBlock
-from bitstack.kernels.reference import signs
+from bitstack.kernels import Block, Chain, LowRankBlock, SignBlock, SparseBlock
+from bitstack.kernels.reference import entries, signs
 
 MakeChain = Callable[..., Chain]
 Bound = Callable[..., torch.Tensor]
@@ -40,33 +40,68 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str]:
 def _factors(rows: int, rank: int, fp8: bool, generator: torch.Generator) -> torch.Tensor:
     if not fp8:
         return torch.randn(rows, rank, generator=generator).half()
-    # Any byte but the two NaN: all magnitudes, subnormal ones too.
-    codes = torch.randint(0, 127, (rows, rank), generator=generator)
-    codes += 128 * torch.randint(0, 2, (rows, rank), generator=generator)
-    return codes.to(torch.uint8).view(torch.float8_e4m3fn)
+    return _codes((rows, rank), generator).view(torch.float8_e4m3fn)
+
+
+def _sparse(m: int, n: int, places: torch.Tensor, codes: torch.Tensor, device: str = "cpu") -> SparseBlock:
+    """A block with entries at places (row · n + column, in any order) of these e4m3 codes; the scale is 1 / 256."""
+    places, order = places.sort()
+    begin = torch.searchsorted(places // n, torch.arange(m))
+    starts = begin[::64].clone(memory_format=torch.contiguous_format)
+    offsets = begin - starts.repeat_interleave(64)[:m]
+    assert offsets.max() < 1 << 16
+    short = [(t % (1 << 16)).to(torch.int32).to(torch.int16) for t in (offsets, places % n)]  # wraps beyond 32767
+    values = codes.to(torch.uint8)[order].view(torch.float8_e4m3fn)
+    parts = (torch.full((1,), 2.0**-8), starts.int(), *short, values)
+    return SparseBlock(n, *(t.to(device) for t in parts))
+
+
+@pytest.fixture
+def make_sparse() -> Callable[..., SparseBlock]:
+    return _sparse
+
+
+def _codes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Any byte but the two NaN: all magnitudes, subnormal ones too."""
+    codes = torch.randint(0, 127, shape, generator=generator)
+    return (codes + 128 * torch.randint(0, 2, shape, generator=generator)).to(torch.uint8)
 
 
 def _make_chain(
     m: int,
     n: int,
-    blocks: Sequence[tuple[int, bool]],
+    blocks: Sequence[tuple[int, bool] | tuple[str, float] | tuple[str, int, bool] | str],
     *,
     device: str = "cpu",
     garbage: bool = False,
     scales: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Chain:
-    """A random chain; `blocks` are (rank, whether float8). The padding bits are zero, or set at random."""
+    """A random chain. The padding bits of signs are zero, or set at random.
+
+    `blocks` are (rank, whether float8) for signs, "plane", ("sparse", share of the elements, at least one) or
+    ("lowrank", rank, whether float8).
+    """
     g = torch.Generator().manual_seed(seed)
-    made = []
-    for rank, fp8 in blocks:
+    made: list[Block] = []
+    for kind in blocks:
+        if kind[0] == "sparse":
+            places = torch.randperm(m * n, generator=g)[: max(1, int(kind[1] * m * n))]
+            made.append(_sparse(m, n, places, _codes(places.shape, g), device))
+            continue
+        if kind == "plane":
+            bits = torch.randint(0, 256, (made[-1].signs.numel(),), dtype=torch.uint8, generator=g)
+            made.append(made[-1].plane(bits.to(device)))
+            continue
+        rank, fp8 = kind[-2:]
         packed = torch.randint(0, 256, (m, (n + 7) // 8), dtype=torch.uint8, generator=g)
         if not garbage:
             packed[:, -1] &= 255 >> (-n % 8)
         # About 1 / 200 for float8, so that values stay near 1 and no float16 result overflows.
         scale = (torch.rand(rank, generator=g) + 0.5) / 4e4 if fp8 else None
         u, v = (_factors(size, rank, fp8, g) for size in (m, n))
-        made.append(SignBlock(*(t.to(device) for t in (packed, u, v)), None if scale is None else scale.to(device)))
+        factors = [None if t is None else t.to(device) for t in (u, v, scale)]
+        made.append(LowRankBlock(*factors) if kind[0] == "lowrank" else SignBlock(packed.to(device), *factors))
     row_scale, col_scale = ((torch.rand(size, generator=g) + 0.5).to(device, scales) for size in (m, n))
     return Chain(m, n, row_scale, col_scale, tuple(made))
 
@@ -80,6 +115,9 @@ def _absolute(chain: Chain) -> torch.Tensor:
     """Σ over blocks and k of the absolute values that make W, float64 [rows, columns]."""
     total = torch.zeros(chain.rows, chain.columns, dtype=torch.float64, device=chain.device)
     for block in chain.blocks:
+        if isinstance(block, SparseBlock):
+            total += entries(block).abs()
+            continue
         u, v = block.u.float().double().abs(), block.v.float().double().abs()
         total += (u if block.scale is None else u * block.scale.double()) @ v.T
     return chain.row_scale.double()[:, None] * total * chain.col_scale.double()
@@ -92,7 +130,7 @@ def _bound(chain: Chain, exact: torch.Tensor, dtype: torch.dtype, x: torch.Tenso
     first order; `eps` is two units, which covers the higher orders. The chain sums over blocks and k, with x also over
     columns; a product has at most 8 factors and roundings of its own (x, two scales, scale, U, V, sign, last sum).
     """
-    terms = sum(block.rank for block in chain.blocks) + len(chain.blocks) + 8
+    terms = sum(getattr(block, "rank", 1) for block in chain.blocks) + len(chain.blocks) + 8
     size = _absolute(chain)
     rounded_w = 0.0
     if x is not None:
