@@ -60,9 +60,13 @@ def make_blocks(
         matrices.append(matrix)
     scales = [_scales(t, statistics, options) for t in targets]
     if targets[0].by_token:
-        chains = [_token(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)]
+        chains = [
+            _token(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)
+        ]
     elif targets[0].group_rows < targets[0].rows:
-        chains = [_stack(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)]
+        chains = [
+            _stack(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)
+        ]
     else:
         chains = [[made] for made in _linear(targets, matrices, scales, statistics, options, judge, seed)]
     for step, scale, made in zip(steps, scales, chains, strict=True):

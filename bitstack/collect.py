@@ -209,9 +209,7 @@ class Collector:
                 hessians = [torch.eye(target.columns)]
             hessian = hessians[0] if len(hessians) == 1 else torch.stack(hessians).mean(0)
             # A weight shared by several layers feels the sum of what they feel.
-            output = sum(
-                (self._output(name, target.rows) / back for name in names), torch.zeros(target.rows).double()
-            )
+            output = sum((self._output(name, target.rows) / back for name in names), torch.zeros(target.rows).double())
             linear[target.name] = LinearStatistics(hessian, _with_floor(output, target))
         return Statistics(linear, token, tokens)
 

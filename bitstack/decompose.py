@@ -108,7 +108,7 @@ class Chained:
     Attributes:
         losses: estimated loss with 0, 1, 2, … of its blocks.
         sizes: bytes of each block.
-        """
+    """
 
     losses: tuple[float, ...]
     sizes: tuple[int, ...]
@@ -165,9 +165,7 @@ def decompose(problem: Problem, search: Search) -> list[Chained]:
     return [chain for chain in done if chain is not None]
 
 
-def _leaves(
-    problem: Problem, state: _State, designs: Sequence[Design], run: "_Run"
-) -> Iterator[tuple[Design, _State]]:
+def _leaves(problem: Problem, state: _State, designs: Sequence[Design], run: "_Run") -> Iterator[tuple[Design, _State]]:
     """All designs carried out; what they begin with alike is done once."""
     heads: dict[Stage, list[Design]] = {}
     for design in dict.fromkeys(designs):
@@ -241,7 +239,7 @@ class _Run:
         tried = [[(f, x) for f in choices for x in search.stretches] for choices in options]
         if len(tried[0]) == 1:
             return [choices[0][0].stretched(choices[0][1]) for choices in tried]
-        count, rows, columns = state.residual.shape
+        count, rows = state.residual.shape[:2]
         chosen = torch.arange(min(_TRIAL_ROWS, rows), device=state.residual.device) * rows // min(_TRIAL_ROWS, rows)
         few, each = len(chosen), len(tried[0])
         target = state.residual[:, chosen].repeat(1, each, 1)

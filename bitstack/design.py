@@ -54,8 +54,8 @@ def parse_design(text: str) -> Design:
         good = known and (0 < stage.share <= MAX_SHARE if isinstance(stage, Sparse) else 1 <= stage.bits <= MAX_BITS)
         if not good:
             raise RecipeError(
-                f"{word!r} is no stage of a design: s and a percentage up to {MAX_SHARE:.0%} for a sparse block, or b and "
-                f"a number of bits from 1 to {MAX_BITS}, as in 's0.3 b3 s0.5 b2'"
+                f"{word!r} is no stage of a design: s and a percentage up to {MAX_SHARE:.0%} for a sparse block, or b "
+                f"and a number of bits from 1 to {MAX_BITS}, as in 's0.3 b3 s0.5 b2'"
             )
         stages.append(stage)
     if not stages:
@@ -85,10 +85,11 @@ class Judge:
         for size in sizes:
             total += size
             ends.append(total)
-        return sum(
+        total: float = sum(
             min(loss + worth * end for loss, end in zip(losses, ends, strict=True)) / worth**self.emphasis
             for worth in self.worths
         )
+        return total
 
 
 def worths_at(bits: Sequence[float], matrices: Sequence[tuple[int, float]]) -> tuple[float, ...]:

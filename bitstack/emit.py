@@ -71,9 +71,7 @@ def sparse_block(
     i, j = where // columns, where % columns
     out = torch.zeros_like(residual)
     out[i, j] = values.float() * scale * row[i] * col[j]
-    data = sparse.join(
-        rows, float(scale), i.cpu().numpy(), j.cpu().numpy(), values.cpu().view(torch.uint8).numpy()
-    )
+    data = sparse.join(rows, float(scale), i.cpu().numpy(), j.cpu().numpy(), values.cpu().view(torch.uint8).numpy())
     return out, data
 
 
@@ -82,4 +80,3 @@ def _within_tiles(where: torch.Tensor, columns: int) -> torch.Tensor:
     tile = where // (columns * sparse.TILE)
     first = torch.searchsorted(tile, tile)  # where its tile begins
     return where[torch.arange(len(where), device=where.device) - first < _MOST_IN_TILE]
-

@@ -165,7 +165,7 @@ class LayerwiseStatistics:
 
     def whole_losses(self) -> dict[str, float]:
         """By the name of the target; of all those in layers, once `take_gradients` has ended."""
-        found = {}
+        found: dict[str, float] = {}
         for number, targets in enumerate(self.by_layer):
             kept = self._work.load(_gradient(number))
             found |= {t.name: float(kept[f"{t.name}#whole"]) for t in targets}
@@ -184,7 +184,7 @@ class LayerwiseStatistics:
             rest = torch.ones(self._counted, dtype=torch.bool)
             rest[self._chosen] = False
             with torch.no_grad():  # the other windows count for the frequency of their tokens only
-                for ids_of in self._ids[: self._counted][rest].split(self._batch):
+                for ids_of in torch.split(self._ids[: self._counted][rest], self._batch):
                     runner.embed(ids_of)
         statistics = outside.statistics(self._counted * self._ids.shape[1], ids.numel())
         _save(self._work, _OUTSIDE, statistics)

@@ -9,7 +9,6 @@ import torch
 from .scales import Scales
 from .walk import Walker
 
-
 #: What every row of a token matrix weighs at least, relative to the mean.
 FREQUENCY_FLOOR: Final = 1e-3
 

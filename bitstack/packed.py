@@ -34,6 +34,11 @@ class PackedTensor:
         return scales + sum(data.nbytes for group in self._payloads for _, data in group)
 
     @property
+    def chains(self) -> list[kernels.Chain]:
+        """The chains as they are now; none before the scales are set."""
+        return list(self._chains)
+
+    @property
     def device(self) -> torch.device:
         """Where it lives."""
         return torch.device("cpu") if self.row_scale is None else self.row_scale.device

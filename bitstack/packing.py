@@ -61,7 +61,11 @@ def write_file(
         sizes: dict[int, list[int]] = {}
         for name in outline.names:
             if name not in numbers:
-                writer.put(chains[name].first_chain, Form("raw"), _raw_bytes(tuned.get(name, values.get(name)), chains[name].dtype))
+                writer.put(
+                    chains[name].first_chain,
+                    Form("raw"),
+                    _raw_bytes(tuned.get(name, values.get(name)), chains[name].dtype),
+                )
                 progress(1)
         for target in targets:
             made, tensor = blocks(numbers[target.name]), chains[target.name]

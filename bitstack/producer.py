@@ -187,9 +187,7 @@ class Producer:
 
     def _whole_losses(self, targets: Sequence[Target], statistics: Statistics) -> dict[str, float]:
         """The loss of each target that is all zeros."""
-        return {
-            t.name: float(whole_loss(t.matrix(self._values.get(t.name).float()), t, statistics)) for t in targets
-        }
+        return {t.name: float(whole_loss(t.matrix(self._values.get(t.name).float()), t, statistics)) for t in targets}
 
     def _judged(self, losses: dict[str, float]) -> Judge:
         """What weighs designs: the budgets of the recipe, at the worth that a byte has there in this model."""
@@ -231,7 +229,9 @@ class Producer:
         # The largest first, or one device works on it while the others have nothing left to do.
         groups = sorted(alike.values(), key=_weights, reverse=True)
         jobs = [
-            partial(make, together=group, missing=_weights(missing)) for group in groups if (missing := self._missing(group))
+            partial(make, together=group, missing=_weights(missing))
+            for group in groups
+            if (missing := self._missing(group))
         ]
         over_devices(jobs, self._devices)
 

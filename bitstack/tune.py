@@ -1,9 +1,9 @@
 """Tuning scales, norms and biases of a packed model against the dense one, at many budgets at once.
 
-Every level leaves an error, and the layers after it see it. Small multipliers on what every budget shares (row and column
-scales, and the raw vectors between the matrices) take back a part of that: they are trained so that the packed model's next-token
-distribution comes near the dense one's (Kullback-Leibler divergence), each step at another budget. Signs and factors stay
-as they are, so nothing is decomposed again and no block grows.
+Every level leaves an error, and the layers after it see it. Small multipliers on what every budget shares (row and
+column scales, and the raw vectors between the matrices) take back a part of that: they are trained so that the packed
+model's next-token distribution comes near the dense one's (Kullback-Leibler divergence), each step at another budget.
+Signs and factors stay as they are, so nothing is decomposed again and no block grows.
 """
 
 import math
@@ -154,7 +154,7 @@ def tune(
             out = torch.func.functional_call(model, changed, (), {"input_ids": ids, "use_cache": False}, strict=False)
             loss = _divergence(out.logits[0], wanted[0])
             # Divided by its own root, a step counts alike at small and at large budgets.
-            (loss / loss.detach().sqrt().clamp_min(1e-12)).backward()
+            (loss / loss.detach().sqrt().clamp_min(1e-12)).backward()  # type: ignore[no-untyped-call]
             adam.step()
             adam.zero_grad(set_to_none=True)
             pace.step()
@@ -170,7 +170,7 @@ def _pace(step: int, steps: int) -> float:
 def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean Kullback-Leibler divergence of the student's next-token distributions from the teacher's."""
     total = torch.zeros((), device=student.device)
-    for s, t in zip(student.split(_ROWS), teacher.split(_ROWS), strict=True):
+    for s, t in zip(torch.split(student, _ROWS), torch.split(teacher, _ROWS), strict=True):
         wanted = torch.log_softmax(t.float(), -1)
         total = total + nn.functional.kl_div(torch.log_softmax(s.float(), -1), wanted, log_target=True, reduction="sum")
     return total / len(student)
@@ -198,7 +198,7 @@ def _tunable(model: Any, dtype: torch.dtype) -> Iterator[tuple[dict[str, TunedTe
             swapped.append((module, packed))
             if id(packed) not in tensors:
                 tensors[id(packed)] = TunedTensor(packed, dtype)
-            module.packed = tensors[id(packed)]
+            vars(module)["packed"] = tensors[id(packed)]
     vectors = {
         name: p.detach().float() for name, p in model.named_parameters() if p.ndim == 1 and p.is_floating_point()
     }
@@ -206,4 +206,4 @@ def _tunable(model: Any, dtype: torch.dtype) -> Iterator[tuple[dict[str, TunedTe
         yield {t.tensor.name: t for t in tensors.values()}, vectors
     finally:
         for module, packed in swapped:
-            module.packed = packed
+            vars(module)["packed"] = packed

@@ -1,7 +1,7 @@
 """Choosing the codes of a block along the Hessian: each column's error is pushed into the columns to come.
 
-The order of columns and the feedback are those of GPTQ (arXiv 2210.17323, §3): the columns that matter most go first, and what a
-column's rounding costs is made good by the rest through the Cholesky factor of the inverse Hessian. The
+The order of columns and the feedback are those of GPTQ (arXiv 2210.17323, §3): the columns that matter most go first,
+and what a column's rounding costs is made good by the rest through the Cholesky factor of the inverse Hessian. The
 quantiser is that of this format: 2 to the power of ``bits`` evenly spaced values around zero, whose outermost plane has
 the low-rank magnitude of the block and every further plane half of the one before.
 """
@@ -97,7 +97,8 @@ def nearest(target: torch.Tensor, magnitude: torch.Tensor, bits: int) -> torch.T
 
 def _round(ratio: torch.Tensor, bits: int) -> torch.Tensor:
     top = 2.0**bits - 1
-    return ratio.mul_(2.0 ** (bits - 2)).floor_().mul_(2).add_(1).clamp_(-top, top)
+    code: torch.Tensor = ratio.mul_(2.0 ** (bits - 2)).floor_().mul_(2).add_(1).clamp_(-top, top)
+    return code
 
 
 def first_planes(codes: torch.Tensor, bits: int, planes: int) -> torch.Tensor:
