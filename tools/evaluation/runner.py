@@ -1,0 +1,99 @@
+"""Baselines one after another: each quantised at each setting into the working copy, measured, and undone."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bitstack.tools.console import reporter
+from bsformat import BstkError
+
+from .baselines import Baseline, BaselineError, Calibration, Settings, Subject
+from .dense import Dense
+from .yardstick import Yardstick
+
+
+def measure_dense(dense: Dense, yardstick: Yardstick) -> dict[str, Any]:
+    """The point of the dense model in 16 bits."""
+    size = dense.resident_bytes({})
+    return {
+        "resident_bytes": size,
+        "bits_per_parameter": 8 * size / dense.parameters,
+        **yardstick.measure(dense.working, "dense"),
+    }
+
+
+def settings_for(bits: Sequence[int], group_size: int, embeddings: Sequence[int | str]) -> list[Settings]:
+    """Every combination, in the order given; two that quantise alike once.
+
+    Args:
+        embeddings: see `Settings.embeddings`.
+    """
+    out: dict[tuple[int, int | None], Settings] = {}
+    for width in bits:
+        for embedding in embeddings:
+            item = Settings(width, group_size, embedding)
+            out.setdefault((width, item.embedding_bits), item)
+    return list(out.values())
+
+
+def size_at(dense: Dense, baseline: Baseline, settings: Settings) -> int:
+    """Resident bytes of the whole model, known before anything is quantised."""
+    targets = [*dense.linear, *(dense.token if settings.embedding_bits is not None else ())]
+    return dense.resident_bytes({t.name: baseline.size(t, settings) for t in targets})
+
+
+def measure_baselines(
+    dense: Dense,
+    baselines: Sequence[Baseline],
+    settings: Sequence[Settings],
+    calibration: Calibration,
+    yardstick: Yardstick,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One point for each baseline at each setting, and what could not be measured, each with the reason."""
+    points, skipped = [], []
+    device = dense.working.device
+    subject = Subject(dense.model, dense.tokenizer, dense.linear, dense.token, calibration, device)
+    for baseline in baselines:
+        for item in settings:
+            record: dict[str, Any] = {"name": baseline.name, **item.record()}
+            try:
+                points.append(record | _measure(dense, baseline, item, subject, yardstick))
+            except BaselineError as error:
+                skipped.append(record | {"reason": error.message})
+            finally:
+                dense.restore()
+    return points, skipped
+
+
+def _measure(
+    dense: Dense, baseline: Baseline, settings: Settings, subject: Subject, yardstick: Yardstick
+) -> dict[str, Any]:
+    title = f"{baseline.name}, {settings.label()}"
+    size = size_at(dense, baseline, settings)
+    started = time.monotonic()
+    with reporter().stage(title, len(dense.linear), "tensor") as advance:
+        dense.put(_advancing(_named_errors(baseline.quantise(subject, settings), baseline.name), advance))
+    return {
+        "calibration": subject.calibration.name if baseline.calibrated else None,
+        "resident_bytes": size,
+        "bits_per_parameter": 8 * size / dense.parameters,
+        "quantise_seconds": round(time.monotonic() - started, 3),
+        **yardstick.measure(dense.working, title),
+    }
+
+
+def _advancing(values: Iterator[Any], advance: Any) -> Iterator[Any]:
+    for value in values:
+        yield value
+        advance(1)
+
+
+def _named_errors(values: Iterator[Any], name: str) -> Iterator[Any]:
+    """Turn what a library raises into one line: a run of hours does not end with the one baseline that fails."""
+    try:
+        yield from values
+    except BstkError:
+        raise
+    except Exception as error:  # libraries raise whatever they like on models that they cannot quantise
+        detail = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BaselineError(f"{name} failed: {type(error).__name__}: {detail}") from None
