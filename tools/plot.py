@@ -85,14 +85,14 @@ def save_png(path: str, result: dict[str, Any]) -> None:
     figure = Figure(figsize=(8 * panels, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, text in zip(figure.subplots(1, panels, squeeze=False)[0], [*texts, None], strict=False):
-        _panel(axes, result, text)
+        panel(axes, result, text)
     try:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
         raise WriteError(f"the plot cannot be written ({error.strerror or error})", where=path) from None
 
 
-def _panel(axes: Any, result: dict[str, Any], text: str | None) -> None:
+def panel(axes: Any, result: dict[str, Any], text: str | None) -> None:
     """One measure: perplexity on a text, or zero-shot accuracy (None)."""
 
     def value(point: dict[str, Any]) -> float | None:
