@@ -3,6 +3,7 @@
 import argparse
 import os
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import bsformat
@@ -98,29 +99,31 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
     import bitstack
     from bitstack.loader import resolve_budget
 
-    from .devices import find_device, find_dtype, hardware, versions
+    from .devices import default_dtype, find_device, find_dtype, hardware, versions
     from .evaluation.compare import baseline_wins, put_beside
     from .evaluation.packed import measure_packed
     from .evaluation.yardstick import Text, Yardstick
 
     quiet_libraries()
-    device, dtype = find_device(args.device), find_dtype(args.dtype)
+    device = find_device(args.device)
+    dtype = find_dtype(args.dtype) or default_dtype(device)
     # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.
     budgets: dict[int, str | int] = {resolve_budget(b, container, device): b for b in args.budgets}
     tokenizer = bitstack.load_tokenizer(container)
     texts = [Text.read(tokenizer, path, args.window, args.windows) for path in args.texts]
     yardstick = Yardstick(texts, _zero_shot(args, tokenizer))
-    dense, baselines, skipped, libraries = measure_dense_and_baselines(args, container, yardstick, device, dtype)
+    rivals = measure_rivals(args, container, yardstick, device, dtype)
     # Where baselines are, ours is measured too: one model grows through all of these sizes.
-    sizes = {point["resident_bytes"]: point["resident_bytes"] for point in baselines} | budgets
+    sizes = {point["resident_bytes"]: point["resident_bytes"] for point in rivals.baselines} | budgets
     ours = measure_packed(container, sizes, yardstick, device, dtype)
-    beside = put_beside(baselines, ours)
+    beside = put_beside(rivals.baselines, ours)
     return {
         "file": container.uri,
         "root": container.root,
         "model": _model_name(container),
         "text": texts[0].record,
         "texts": [text.record for text in texts],
+        "dtype": str(dtype).removeprefix("torch."),
         "zero_shot": yardstick.zero_shot.record if yardstick.zero_shot else None,
         "points": [ours[size] for size in sorted(budgets)],
         "compare": {
@@ -133,54 +136,73 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
             }
             for name, other in others.items()
         },
-        "dense": dense,
+        "dense": rivals.dense,
+        "calibration": rivals.calibration,
         "baselines": beside,
         "baseline_wins": baseline_wins(beside),
-        "skipped": skipped,
+        "skipped": rivals.skipped,
         "hardware": hardware(device),
-        "versions": versions() | libraries,
+        "versions": versions() | rivals.libraries,
     }
 
 
-def measure_dense_and_baselines(
-    args: argparse.Namespace, container: Container, yardstick: "Yardstick", device: "torch.device", dtype: Any
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
-    """The dense point, those of the baselines, what was skipped, and libraries' versions; nothing stays in memory."""
-    if args.dense is None:
-        return None, [], [], {}
-    import torch
+@dataclass(slots=True)
+class Rivals:
+    """What was measured beside the file.
 
+    Attributes:
+        dense: the point of the dense model, if there is one.
+        baselines, skipped: points, and what could not be measured, with the reason.
+        calibration: the text that baselines looked at, if any did.
+        libraries: versions by name.
+    """
+
+    dense: dict[str, Any] | None = None
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+
+
+def measure_rivals(
+    args: argparse.Namespace, container: Container, yardstick: "Yardstick", device: "torch.device", dtype: Any
+) -> Rivals:
+    """Measure the dense model and the baselines; none of them stays in memory."""
+    if args.dense is None:
+        return Rivals()
     from bitstack.checkpoint import open_checkpoint
 
     from .evaluation.baselines import BASELINES
     from .evaluation.dense import Dense
     from .evaluation.runner import measure_baselines, measure_dense, settings_for
 
-    kind = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    dense = Dense(open_checkpoint(args.dense), device, kind)
+    dense = Dense(open_checkpoint(args.dense), device, dtype)
     dense.check_is(container)
     chosen = [BASELINES[name] for name in args.baselines]
-    libraries = {name: version for baseline in chosen for name, version in baseline.check().items()}
-    point = measure_dense(dense, yardstick)
+    out = Rivals(libraries={name: version for baseline in chosen for name, version in baseline.check().items()})
+    out.dense = measure_dense(dense, yardstick)
     settings = settings_for(args.bits, args.group_size, args.embeddings)
-    return point, *measure_baselines(dense, chosen, settings, _calibration(args, dense), yardstick), libraries
+    calibration = calibration_for(args, dense)
+    out.baselines, out.skipped = measure_baselines(dense, chosen, settings, calibration, yardstick)
+    out.calibration = calibration.record
+    return out
 
 
-def _calibration(args: argparse.Namespace, dense: "Dense") -> "Calibration":
-    from bitstack.text import file_windows, self_windows
+def calibration_for(args: argparse.Namespace, dense: "Dense") -> "Calibration":
+    """Windows of the text that was named, or of text that the dense model writes."""
+    from bitstack.text import Windows, file_windows, self_windows
 
     from .evaluation.baselines import Calibration
 
-    count = max(1, args.calib_tokens // args.calib_window)
+    window, count = args.calib_window, max(1, args.calib_tokens // args.calib_window)
 
-    def make() -> "torch.Tensor":
+    def make() -> Windows:
         if args.calib != "self":
-            return file_windows(dense.tokenizer, args.calib, args.calib_window, count, spread=True).ids
-        with reporter().stage("write calibration text", count * args.calib_window, "token") as advance:
-            return self_windows(dense.model, dense.tokenizer, args.calib_window, count, seed=0, progress=advance).ids
+            return file_windows(dense.tokenizer, args.calib, window, count, spread=True)
+        with reporter().stage("write calibration text", count * window, "token") as advance:
+            return self_windows(dense.model, dense.tokenizer, window, count, seed=0, progress=advance)
 
-    name = "self" if args.calib == "self" else os.path.basename(args.calib)
-    return Calibration(name, make)
+    return Calibration(make)
 
 
 def _zero_shot(args: argparse.Namespace, tokenizer: Any) -> Any:

@@ -1,6 +1,8 @@
 """Task data of a few questions each, in the fields of the real files."""
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,26 @@ def _question(question: str, choices: list[str], gold: int) -> dict[str, Any]:
 
 def _blank(start: str, options: list[str], end: str, gold: int) -> dict[str, Any]:
     return {"context_options": [f"{start} {o}" for o in options], "continuation": end, "gold": gold}
+
+
+def many(words: list[str], count: int) -> dict[str, list[dict[str, Any]]]:
+    """Questions of random words for every task; the same at every call."""
+    source = random.Random(0)
+
+    def text(most: int) -> str:
+        return " ".join(source.choices(words, k=source.randint(1, most)))
+
+    def choices(number: int) -> list[str]:
+        return [text(4) for _ in range(number)]
+
+    def rows(make: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+        return [make() for _ in range(count)]
+
+    return {
+        "arc_easy": rows(lambda: _question(text(6), choices(4), source.randrange(4))),
+        "arc_challenge": rows(lambda: _question(text(6), choices(3), source.randrange(3))),
+        "hellaswag": rows(lambda: {"query": text(8), "choices": choices(4), "gold": source.randrange(4)}),
+        "piqa": rows(lambda: {"goal": text(5), "choices": choices(2), "gold": source.randrange(2)}),
+        "winogrande": rows(lambda: _blank(text(5), choices(2), text(3), source.randrange(2))),
+        "lambada_openai": rows(lambda: {"context": text(8), "continuation": source.choice(words)}),
+    }

@@ -59,6 +59,7 @@ def test_a_baseline_stands_beside_the_file_at_its_bytes(
     }
     assert {(w["name"], w["bits"], w["embeddings"], w["text"]) for w in out["baseline_wins"]} == wins
     assert out["skipped"] == []
+    assert (out["calibration"], out["dtype"]) == (None, "float32")
     assert out["dense"]["resident_bytes"] == 2 * (linear + token + norms)
 
 
@@ -293,8 +294,9 @@ def test_llmcompressor(bstk: Bstk, common: tuple[object, ...], other_text: Path,
         ours, rtn = points[name, 3, embeddings], points["rtn", 3, embeddings]
         assert ours["resident_bytes"] == rtn["resident_bytes"]
         assert ours["perplexity"] != pytest.approx(rtn["perplexity"], rel=1e-4)
-        assert (ours["calibration"], rtn["calibration"]) == (other_text.name, None)
+        assert (ours["calibrated"], rtn["calibrated"]) == (True, False)
         assert points[name, 8, embeddings]["perplexity"] == pytest.approx(dense, rel=0.02)
+    assert ended.json["calibration"] == {"text": other_text.name, "windows": 4, "window": 64}
     # Groups that the library cannot do are said so, and the rest of the run goes on.
     ragged = bstk(*options, "--bits", "3", "--group-size", 48, "--embeddings", "16").json
     assert [p["name"] for p in ragged["baselines"]] == ["rtn"]
@@ -308,14 +310,14 @@ def test_gptq_is_closer_than_rounding_on_its_own_text(tiny_model: Path) -> None:
 
     from bitstack.checkpoint import open_checkpoint
     from bitstack.targets import find_targets
+    from bitstack.text import Windows
     from bitstack.tools.evaluation.baselines import BASELINES, Calibration, Settings, Subject
 
     checkpoint = open_checkpoint(tiny_model)
     targets = [t for t in find_targets(checkpoint.model) if not t.by_token]
     ids = torch.randint(4, 260, (16, 64), generator=torch.Generator().manual_seed(0))
-    subject = Subject(
-        checkpoint.model, checkpoint.tokenizer, targets, [], Calibration("random", lambda: ids), torch.device("cpu")
-    )
+    calibration = Calibration(lambda: Windows("random", ids))
+    subject = Subject(checkpoint.model, checkpoint.tokenizer, targets, [], calibration, torch.device("cpu"))
     errors = {}
     inputs = {}
     path = targets[0].uses[0].module

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitstack.targets import find_targets
+from bitstack.text import Windows
 from bitstack.tools.evaluation.baselines import BASELINES, Settings
 from bitstack.tools.evaluation.baselines.rtn import Rtn, round_rows
 from bitstack.tools.evaluation.sizes import matrix_bytes
@@ -83,7 +84,9 @@ def test_a_conv1d_is_grouped_along_its_inputs() -> None:
     assert target.transposed
     from bitstack.tools.evaluation.baselines import Calibration, Subject
 
-    subject = Subject(model, None, [target], [], Calibration("none", lambda: torch.empty(0)), torch.device("cpu"))
+    subject = Subject(
+        model, None, [target], [], Calibration(lambda: Windows("none", torch.empty(0, 1))), torch.device("cpu")
+    )
     ((name, value),) = Rtn().quantise(subject, Settings(2, 8, 16))
     original = model.get_parameter(name).detach()
     assert value.shape == original.shape

@@ -5,6 +5,8 @@ from typing import Any
 from bitstack.tools.console import number, printable, table
 from bsformat import format_size
 
+from .results import label
+
 
 def report(result: dict[str, Any]) -> str:
     """What was measured, beside each other, and on and with what."""
@@ -17,7 +19,7 @@ def report(result: dict[str, Any]) -> str:
     if result["dense"] is not None:
         lines += ["", _beside(result)]
         lines += [f"  {line}" for line in _wins(result)]
-    lines += [f"  not measured: {_label(s)}: {printable(s['reason'])}" for s in result["skipped"]]
+    lines += [f"  not measured: {label(s)}: {printable(s['reason'])}" for s in result["skipped"]]
     lines.append(
         f"  {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -66,7 +68,7 @@ def _beside(result: dict[str, Any]) -> str:
     header = ["baseline", "resident", "bits/param", *_measures(result), *ours]
     rows = [
         [
-            _label(p),
+            label(p),
             format_size(p["resident_bytes"]),
             f"{p['bits_per_parameter']:.2f}",
             *_measured(result, p),
@@ -85,20 +87,13 @@ def _advantage(result: dict[str, Any], point: dict[str, Any]) -> str:
     return f"{100 * point['advantage'][result['texts'][0]['name']]:+.1f}%"
 
 
-def _label(point: dict[str, Any]) -> str:
-    if "bits" not in point:
-        return str(point["name"])
-    embeddings = point["bits"] if point["embeddings"] == "same" else point["embeddings"]
-    return f"{point['name']} {point['bits']} bits, embeddings {embeddings}"
-
-
 def _wins(result: dict[str, Any]) -> list[str]:
     if not result["baselines"]:
         return []
     if not result["baseline_wins"]:
         return ["no baseline is below ours at its bytes"]
     return [
-        f"{_label(win)} wins at {format_size(win['resident_bytes'])} on {printable(win['text'])}: "
+        f"{label(win)} wins at {format_size(win['resident_bytes'])} on {printable(win['text'])}: "
         f"{100 * win['lower_by']:.2f}% below ours"
         for win in result["baseline_wins"]
     ]

@@ -74,7 +74,7 @@ def _measure(
     with reporter().stage(title, len(dense.linear), "tensor") as advance:
         dense.put(_advancing(_named_errors(baseline.quantise(subject, settings), baseline.name), advance))
     return {
-        "calibration": subject.calibration.name if baseline.calibrated else None,
+        "calibrated": baseline.calibrated,
         "resident_bytes": size,
         "bits_per_parameter": 8 * size / dense.parameters,
         "quantise_seconds": round(time.monotonic() - started, 3),

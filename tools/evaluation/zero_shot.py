@@ -4,6 +4,7 @@ The six tasks lie beside this package as YAML; prompts, choices and metrics are 
 terms of the fields of the local files.
 """
 
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
@@ -34,19 +35,21 @@ def find_data(folder: str) -> dict[str, Path]:
     """The file of every task.
 
     Raises:
-        ModelError: the folder, or the file of a task, is missing, or two files could be meant.
+        ModelError: the folder, or the file of a task, is missing, two files could be meant, or one lacks a field.
     """
     place = Path(folder)
     if not place.is_dir():
         raise ModelError("no such folder of task data", where=folder, reason="zero-shot")
     out = {}
-    for name, pattern in _patterns().items():
+    for name, config in _configs().items():
+        pattern, fields = config["metadata"]["file"], config["metadata"]["fields"]
         found = sorted(place.glob(pattern))
         if len(found) != 1:
             what = "no file" if not found else f"{len(found)} files"
             raise ModelError(
                 f"has {what} {pattern} for the task {name}; one is needed", where=folder, reason="zero-shot"
             )
+        _check_fields(found[0], fields)
         out[name] = found[0]
     return out
 
@@ -57,10 +60,6 @@ def _configs() -> dict[str, dict[str, Any]]:
     folder = files("bitstack.tools") / "tasks"
     configs = [yaml.safe_load(f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")]
     return {c["task"]: c for c in sorted(configs, key=lambda c: str(c["task"]))}
-
-
-def _patterns() -> dict[str, str]:
-    return {name: config["metadata"]["file"] for name, config in _configs().items()}
 
 
 class ZeroShot:
@@ -82,14 +81,14 @@ class ZeroShot:
         self._batch_size = batch_size
         data = find_data(folder)
         with hushed(), TemporaryDirectory() as cache:
-            from lm_eval.tasks import get_task_dict
+            from lm_eval.tasks import TaskManager, get_task_dict
 
             configs = []
             for name, config in _configs().items():
                 kwargs = {"data_files": {"test": str(data[name])}, "cache_dir": cache, "keep_in_memory": True}
                 configs.append(config | {"dataset_kwargs": kwargs})
             try:
-                self._tasks = get_task_dict(configs)
+                self._tasks = get_task_dict(configs, TaskManager(include_defaults=False))
             except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
                 detail = " ".join(str(error).split())[:300]
                 raise ModelError(f"its task data cannot be read: {detail}", where=folder, reason="zero-shot") from None
@@ -105,9 +104,9 @@ class ZeroShot:
         """Accuracy of a model on every task.
 
         Returns:
-            ``tasks``: name -> ``acc`` with its standard error ``acc_stderr``, and ``acc_norm`` (choices by likelihood a
-            byte) with its own where lm-eval's task has it; ``average`` of acc over the tasks, and ``average_norm`` of
-            acc_norm where there is one and acc elsewhere.
+            ``tasks``: name -> ``acc`` and, where lm-eval's task has it, ``acc_norm`` (choices by likelihood for
+            their length), each with its standard error (``acc_stderr``, …; none of a single question); ``average``
+            of acc over the tasks; ``average_norm`` of acc_norm where there is one and acc elsewhere.
         """
         with reporter().stage("zero-shot", len(self._tasks), "task") as advance, hushed():
             from lm_eval.evaluator import evaluate
@@ -127,11 +126,24 @@ class ZeroShot:
         }
 
 
+def _check_fields(path: Path, needed: list[str]) -> None:
+    """Look at the first line: what lm-eval says of a missing field names neither file nor field."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(file.readline())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no JSON lines that can be read ({error})", where=str(path), reason="zero-shot") from None
+    if not isinstance(row, dict) or set(needed) - set(row):
+        raise ModelError(f"each line needs {', '.join(needed)}", where=str(path), reason="zero-shot")
+
+
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """Without lm-eval's names of filters: ``acc,none`` is ``acc``."""
     out = {}
     for metric in _METRICS:
         if f"{metric},none" in result:
             out[metric] = float(result[f"{metric},none"])
-            out[f"{metric}_stderr"] = float(result[f"{metric}_stderr,none"])
+            error = result.get(f"{metric}_stderr,none")
+            if isinstance(error, float):  # "N/A" for a single question
+                out[f"{metric}_stderr"] = error
     return out

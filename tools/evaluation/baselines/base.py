@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Final, Protocol
 
 import torch
 
 from bitstack.targets import Target
+from bitstack.text import Windows
 from bsformat import BstkError
 
 #: As ``embeddings``: they are left in 16 bits.
@@ -52,21 +52,25 @@ class Settings:
 
 
 class Calibration:
-    """The text that a baseline may look at, made when it is first asked for.
+    """The text that baselines may look at, made when one first asks for it."""
 
-    Attributes:
-        name: of the text, for the results.
-        ids: int64 [windows, tokens a window], on the CPU.
-    """
-
-    def __init__(self, name: str, make: Callable[[], torch.Tensor]) -> None:
-        self.name = name
+    def __init__(self, make: Callable[[], Windows]) -> None:
         self._make = make
+        self._windows: Windows | None = None
 
-    @cached_property
-    def ids(self) -> torch.Tensor:
-        """Token ids, one window a row."""
-        return self._make()
+    @property
+    def windows(self) -> Windows:
+        """Token windows, on the CPU."""
+        if self._windows is None:
+            self._windows = self._make()
+        return self._windows
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What it was, for the results; None: nobody asked."""
+        if self._windows is None:
+            return None
+        return {"text": self._windows.name, "windows": len(self._windows), "window": self._windows.ids.shape[1]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class _Library:
         with _unpinned():
             oneshot(
                 model=model,
-                dataset=torch.utils.data.DataLoader(_Windows(subject.calibration.ids), batch_size=None),
+                dataset=torch.utils.data.DataLoader(_Windows(subject.calibration.windows.ids), batch_size=None),
                 recipe=self._modifiers(groups),
                 pipeline="sequential",
                 processor=subject.tokenizer,
