@@ -97,6 +97,13 @@ def test_the_wheel_holds_every_module(wheel: Path, sources: Path) -> None:
     assert {name for name in names if name.endswith(".py")} - expected == set()
 
 
+def test_the_wheel_holds_every_task(wheel: Path, sources: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tasks = {f"bitstack/tools/tasks/{task.name}" for task in (sources / "tools/tasks").iterdir()}
+    assert len(tasks) == 6
+    assert tasks <= names
+
+
 def test_the_wheel_is_typed_licensed_and_has_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

@@ -156,7 +156,7 @@ def test_everything_is_drawn(bstk: Bstk, common: tuple[object, ...], tmp_path: P
 
 
 class Broken:
-    """A baseline whose library fails at 3 bits, halfway through."""
+    """A baseline that sets layers to 0; its library fails at 3 bits, and with embeddings, each time halfway."""
 
     name = "broken"
     calibrated = False
@@ -164,11 +164,17 @@ class Broken:
     def check(self) -> dict[str, str]:
         return {}
 
-    def quantise(self, subject: Any, settings: Any) -> Any:
+    def quantise_linear(self, subject: Any, settings: Any) -> Any:
         for target in subject.linear:
             yield target.name, subject.model.get_parameter(target.name) * 0
             if settings.bits == 3:
                 raise IndexError("no such\ncodebook")
+
+    def quantise_token(self, subject: Any, settings: Any) -> Any:
+        if settings.embeddings == "same":
+            for target in subject.token:
+                yield target.name, subject.model.get_parameter(target.name) * 0
+                raise IndexError("no such embedding")
 
     def size(self, target: Any, settings: Any) -> int:
         return 100
@@ -190,6 +196,21 @@ def test_a_failing_baseline_is_named_and_leaves_no_trace(
     assert [p["name"] for p in ended.json["baselines"]] == ["rtn"]
     assert ended.json["baselines"][0]["perplexity"] == pytest.approx(good["perplexity"], rel=1e-9)
     assert "not measured: broken 3 bits, embeddings 16: broken failed: IndexError" in bstk(*common, *options).out
+
+
+def test_a_failing_embedding_leaves_the_layers_as_they_were_quantised(
+    bstk: Bstk, common: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitstack.tools.evaluation import baselines
+
+    monkeypatch.setitem(baselines.BASELINES, "hqq", Broken())
+    options = ("--baselines", "hqq", "--bits", "4", "--embeddings", "16,same,8", "--json")
+    out = bstk(*common, *options).json
+    before, after = out["baselines"]
+    assert (before["embeddings"], after["embeddings"]) == (16, 8)
+    assert before["perplexity"] == pytest.approx(after["perplexity"], rel=1e-9)
+    assert before["perplexity"] != pytest.approx(out["dense"]["perplexity"], rel=1e-3)
+    assert [s["reason"] for s in out["skipped"]] == ["broken failed: IndexError: no such embedding"]
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "hqq"])
@@ -328,7 +349,7 @@ def test_gptq_is_closer_than_rounding_on_its_own_text(tiny_model: Path) -> None:
     hook.remove()
     original = checkpoint.model.get_parameter(targets[0].name).detach().clone()
     for name in ("rtn", "gptq"):
-        values = dict(BASELINES[name].quantise(subject, Settings(3, 32, 16)))
+        values = dict(BASELINES[name].quantise_linear(subject, Settings(3, 32, 16)))
         errors[name] = float((inputs["x"] @ (values[targets[0].name] - original).T).norm())
     assert errors["gptq"] < errors["rtn"]
     assert torch.equal(checkpoint.model.get_parameter(targets[0].name), original)

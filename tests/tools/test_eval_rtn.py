@@ -87,7 +87,7 @@ def test_a_conv1d_is_grouped_along_its_inputs() -> None:
     subject = Subject(
         model, None, [target], [], Calibration(lambda: Windows("none", torch.empty(0, 1))), torch.device("cpu")
     )
-    ((name, value),) = Rtn().quantise(subject, Settings(2, 8, 16))
+    ((name, value),) = Rtn().quantise_linear(subject, Settings(2, 8, 16))
     original = model.get_parameter(name).detach()
     assert value.shape == original.shape
     torch.testing.assert_close(value.T, round_rows(original.T.contiguous(), 2, 8, False))

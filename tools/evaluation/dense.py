@@ -1,7 +1,7 @@
 """The dense model of a run: its weights as they are, and one working copy that baselines are measured in."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Dense:
         self.working = copy.deepcopy(self.model).to(device)
         for parameter in self.working.parameters():  # not buffers: rotary frequencies stay in float32
             parameter.data = parameter.data.to(dtype)
+        self._originals = dict(self.model.named_parameters())
         self._parameters = dict(self.working.named_parameters())
         self._sizes = sizes.tensor_sizes(self.model)
         self._changed: set[str] = set()
@@ -65,20 +66,23 @@ class Dense:
         """Bytes of all tensors, those in ``packed`` (name -> bytes) quantised, all others in 16 bits."""
         return sum((self._sizes | dict(packed)).values())
 
-    def put(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Write new values of parameters, by name, into the working copy."""
-        with torch.no_grad():
-            for name, value in values:
-                self._changed.add(name)
-                self._parameters[name].copy_(value)
+    @property
+    def changed(self) -> frozenset[str]:
+        """Parameters of the working copy that are not as they were."""
+        return frozenset(self._changed)
 
-    def restore(self) -> None:
-        """Undo every `put`."""
-        originals = dict(self.model.named_parameters())
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Write the new value of a parameter into the working copy."""
+        self._changed.add(name)
         with torch.no_grad():
-            for name in self._changed:
-                self._parameters[name].copy_(originals[name])
-        self._changed.clear()
+            self._parameters[name].copy_(value)
+
+    def restore(self, but: frozenset[str] = frozenset()) -> None:
+        """Undo every `put`, but those of some parameters."""
+        with torch.no_grad():
+            for name in self._changed - but:
+                self._parameters[name].copy_(self._originals[name])
+        self._changed &= but
 
 
 def _round_to_16_bits(model: Any, dtype: torch.dtype) -> None:

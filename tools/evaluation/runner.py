@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
+
+import torch
 
 from bitstack.tools.console import reporter
 from bsformat import BstkError
@@ -49,46 +52,60 @@ def measure_baselines(
     calibration: Calibration,
     yardstick: Yardstick,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One point for each baseline at each setting, and what could not be measured, each with the reason."""
-    points, skipped = [], []
-    device = dense.working.device
-    subject = Subject(dense.model, dense.tokenizer, dense.linear, dense.token, calibration, device)
+    """One point for each baseline at each setting, and what could not be measured, each with the reason.
+
+    Linear layers are quantised once for settings that differ only in what they do to embeddings.
+    """
+    points: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    subject = Subject(dense.model, dense.tokenizer, dense.linear, dense.token, calibration, device=dense.working.device)
     for baseline in baselines:
-        for item in settings:
-            record: dict[str, Any] = {"name": baseline.name, **item.record()}
+        for _, alike in groupby(settings, key=lambda item: (item.bits, item.group_size)):
+            group = list(alike)
             try:
-                points.append(record | _measure(dense, baseline, item, subject, yardstick))
+                seconds = _put(dense, baseline.name, group[0], baseline.quantise_linear(subject, group[0]))
             except BaselineError as error:
-                skipped.append(record | {"reason": error.message})
-            finally:
+                skipped += [{"name": baseline.name, **item.record(), "reason": error.message} for item in group]
                 dense.restore()
+                continue
+            linear = dense.changed
+            for item in group:
+                record: dict[str, Any] = {"name": baseline.name, **item.record()}
+                try:
+                    more = _put(dense, baseline.name, item, baseline.quantise_token(subject, item))
+                    points.append(record | _measure(dense, baseline, item, seconds + more, yardstick))
+                except BaselineError as error:
+                    skipped.append(record | {"reason": error.message})
+                finally:
+                    dense.restore(but=linear)
+            dense.restore()
     return points, skipped
 
 
 def _measure(
-    dense: Dense, baseline: Baseline, settings: Settings, subject: Subject, yardstick: Yardstick
+    dense: Dense, baseline: Baseline, settings: Settings, seconds: float, yardstick: Yardstick
 ) -> dict[str, Any]:
-    title = f"{baseline.name}, {settings.label()}"
     size = size_at(dense, baseline, settings)
-    started = time.monotonic()
-    with reporter().stage(title, len(dense.linear), "tensor") as advance:
-        dense.put(_advancing(_named_errors(baseline.quantise(subject, settings), baseline.name), advance))
     return {
         "calibrated": baseline.calibrated,
         "resident_bytes": size,
         "bits_per_parameter": 8 * size / dense.parameters,
-        "quantise_seconds": round(time.monotonic() - started, 3),
-        **yardstick.measure(dense.working, title),
+        "quantise_seconds": round(seconds, 3),
+        **yardstick.measure(dense.working, f"{baseline.name}, {settings.label()}"),
     }
 
 
-def _advancing(values: Iterator[Any], advance: Any) -> Iterator[Any]:
-    for value in values:
-        yield value
-        advance(1)
+def _put(dense: Dense, name: str, settings: Settings, values: Iterator[tuple[str, torch.Tensor]]) -> float:
+    """Write quantised values into the working copy; the seconds that it took."""
+    started = time.monotonic()
+    with reporter().stage(f"{name}, {settings.bits} bits", len(dense.linear), "tensor") as advance:
+        for parameter, value in _named_errors(values, name):
+            dense.put(parameter, value)
+            advance(1)
+    return time.monotonic() - started
 
 
-def _named_errors(values: Iterator[Any], name: str) -> Iterator[Any]:
+def _named_errors(values: Iterator[tuple[str, torch.Tensor]], name: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Turn what a library raises into one line: a run of hours does not end with the one baseline that fails."""
     try:
         yield from values

@@ -114,12 +114,16 @@ class Baseline(Protocol):
         """
         ...
 
-    def quantise(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+    def quantise_linear(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
         """New values of parameters by name, dequantised, in float32; parameters that do not change are left out.
 
         Raises:
             BaselineError: it cannot do this model at these settings.
         """
+        ...
+
+    def quantise_token(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same for embeddings and output heads; nothing where they are left alone."""
         ...
 
     def size(self, target: Target, settings: Settings) -> int:

@@ -1,6 +1,6 @@
 """HQQ (half-quadratic quantisation) through the library ``hqq``; needs no data, and runs on a CPU as well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,20 @@ class Hqq:
         """See `Baseline.check`."""
         return need("hqq", extra="hqq")
 
-    def quantise(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Baseline.quantise`."""
+    def quantise_linear(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_linear`."""
+        return self._quantise(subject, subject.linear, settings)
+
+    def quantise_token(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_token`."""
+        return self._quantise(subject, subject.token if settings.embedding_bits is not None else (), settings)
+
+    def _quantise(
+        self, subject: Subject, targets: Sequence[Target], settings: Settings
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         with hushed():
             from hqq.core.quantize import Quantizer
-        token = subject.token if settings.embedding_bits is not None else ()
-        for target in (*subject.linear, *token):
+        for target in targets:
             bits = bits_of(target, settings)
             if bits not in Quantizer.SUPPORTED_BITS:
                 raise BaselineError(f"hqq has no codes of {bits} bits")

@@ -8,7 +8,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,15 +36,17 @@ class _Library:
         """See `Baseline.check`."""
         return need("llmcompressor", extra="llmcompressor") | need("compressed_tensors", extra="llmcompressor")
 
-    def quantise(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Baseline.quantise`."""
+    def quantise_linear(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_linear`."""
         for target in subject.linear:
             _check_target(target, settings.group_size)
         with hushed(), TemporaryDirectory() as folder:
             changed = self._compress(subject, settings, folder)
         yield from changed.items()
-        if settings.embedding_bits is not None:
-            yield from Rtn().quantise(replace(subject, linear=()), settings)
+
+    def quantise_token(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_token`."""
+        return Rtn().quantise_token(subject, settings)
 
     def size(self, target: Target, settings: Settings) -> int:
         """See `Baseline.size`."""

@@ -1,6 +1,6 @@
 """Rounding to nearest, in groups along each row: what everything else has to beat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,18 @@ class Rtn:
         """Needs nothing."""
         return {}
 
-    def quantise(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Baseline.quantise`."""
-        token = subject.token if settings.embedding_bits is not None else ()
-        for target in (*subject.linear, *token):
+    def quantise_linear(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_linear`."""
+        return self._quantise(subject, subject.linear, settings)
+
+    def quantise_token(self, subject: Subject, settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Baseline.quantise_token`."""
+        return self._quantise(subject, subject.token if settings.embedding_bits is not None else (), settings)
+
+    def _quantise(
+        self, subject: Subject, targets: Sequence[Target], settings: Settings
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for target in targets:
             bits = bits_of(target, settings)
             weight = weight_of(subject.model, target, subject.device)
             parts = [round_rows(w, bits, settings.group_size, self.symmetric) for w in torch.split(weight, _ROWS)]
