@@ -335,6 +335,7 @@ def test_gptq_is_closer_than_rounding_on_its_own_text(tiny_model: Path) -> None:
     from bitstack.tools.evaluation.baselines import BASELINES, Calibration, Settings, Subject
 
     checkpoint = open_checkpoint(tiny_model)
+    checkpoint.model.config.quantization_config = {"quant_method": "gguf"}  # as a model from a GGUF file has
     targets = [t for t in find_targets(checkpoint.model) if not t.by_token]
     ids = torch.randint(4, 260, (16, 64), generator=torch.Generator().manual_seed(0))
     calibration = Calibration(lambda: Windows("random", ids))

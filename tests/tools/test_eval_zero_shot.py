@@ -196,3 +196,29 @@ def test_a_model_of_another_vocabulary_size_is_measured_too(tmp_path: Path) -> N
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     measured = ZeroShot(tokenizer, str(evaldata.write(tmp_path / "data"))).measure(model)
     assert measured["tasks"].keys() == TASKS
+
+
+def test_a_packed_model_with_tied_embeddings_is_left_as_it_is(tmp_path: Path) -> None:
+    import torch
+
+    import bitstack
+    from bitstack.decompose import Options
+    from bitstack.tools.evaluation.zero_shot import ZeroShot
+
+    recipe = bitstack.Recipe(
+        linear=Options(ranks=(2,)),
+        token=Options(ranks=(2, 1), walk=False),
+        calib_tokens=64,
+        window=32,
+        heldout_tokens=32,
+        curve_points=1,
+    )
+    bitstack.pack(save_llama(tmp_path / "tied", tie_word_embeddings=True), tmp_path / "tied.bstk", recipe=recipe)
+    model = bitstack.load(tmp_path / "tied.bstk", budget="100%", device="cpu")
+    ids = torch.arange(4, 40)[None]
+    logits, size = model(input_ids=ids).logits.clone(), model.bitstack.resident_bytes
+    tasks = ZeroShot(model.bitstack.tokenizer(), str(evaldata.write(tmp_path / "data")))
+    assert tasks.measure(model)["tasks"].keys() == TASKS
+    assert torch.equal(model(input_ids=ids).logits, logits)
+    assert model.bitstack.resident_bytes == size
+    model.bitstack.close()

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from bitstack.checkpoint import clean_config
 from bitstack.targets import Target
 from bitstack.tools.evaluation.quiet import hushed
 
@@ -64,8 +66,11 @@ class _Library:
         )
         groups = {"linear": QuantizationScheme(targets=names, weights=arguments)}
         model = copy.deepcopy(subject.model)
-        # The library reads the configuration of the folder that a model says it came from.
-        model.config.save_pretrained(folder)
+        # The library refuses what a GGUF file says of its own storage, though the weights are dense by now.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        # It also reads the configuration of the folder that a model says it came from.
+        Path(folder, "config.json").write_bytes(clean_config(model.config.to_dict()))
         model.name_or_path = model.config._name_or_path = folder
         with _unpinned():
             oneshot(
