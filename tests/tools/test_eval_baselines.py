@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import bsformat
-from tests.models import save_llama
+from tests.models import PACK_OPTIONS, save_llama
 from tests.tools.conftest import Bstk
 
 Failed = Callable[..., str]
@@ -93,17 +93,11 @@ def test_a_file_too_large_for_a_baselines_bytes_is_not_there(
 
 def test_tied_embeddings_count_once(bstk: Bstk, tmp_path: Path, text_file: Path) -> None:
     model = save_llama(tmp_path / "tied", tie_word_embeddings=True)
-    import bitstack
-    from bitstack.decompose import Options
-
-    recipe = bitstack.Recipe(
-        linear=Options(ranks=(2,)), token=Options(ranks=(2,), walk=False), calib_tokens=64, window=32,
-        heldout_tokens=32, curve_points=1,
-    )  # fmt: skip
-    packed = bitstack.pack(model, tmp_path / "tied.bstk", recipe=recipe)
-    command = ("eval", packed.path, "--text", text_file, "--budgets", "100%", "--window", 64, "--windows", 1)
+    packed = tmp_path / "tied.bstk"
+    assert bstk("pack", model, "-o", packed, *PACK_OPTIONS).code == 0
+    command = ("eval", packed, "--text", text_file, "--budgets", "100%", "--window", 64, "--windows", 1)
     out = bstk(*command, "--dense", model, "--baselines", "rtn", "--bits", "4", "--group-size", 64, "--json").json
-    with bsformat.open(packed.path) as container:
+    with bsformat.open(packed) as container:
         elements = {name: t.rows * t.columns for name, t in container.model_tensors.items()}
     assert "lm_head.weight" not in elements
     kept, same = out["baselines"]

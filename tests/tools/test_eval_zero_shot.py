@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models import save_llama
+from tests.models import PACK_OPTIONS, save_llama
 from tests.tools import evaldata
 from tests.tools.conftest import Bstk
 
@@ -198,22 +198,14 @@ def test_a_model_of_another_vocabulary_size_is_measured_too(tmp_path: Path) -> N
     assert measured["tasks"].keys() == TASKS
 
 
-def test_a_packed_model_with_tied_embeddings_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_packed_model_with_tied_embeddings_is_left_as_it_is(bstk: Bstk, tmp_path: Path) -> None:
     import torch
 
     import bitstack
-    from bitstack.decompose import Options
     from bitstack.tools.evaluation.zero_shot import ZeroShot
 
-    recipe = bitstack.Recipe(
-        linear=Options(ranks=(2,)),
-        token=Options(ranks=(2, 1), walk=False),
-        calib_tokens=64,
-        window=32,
-        heldout_tokens=32,
-        curve_points=1,
-    )
-    bitstack.pack(save_llama(tmp_path / "tied", tie_word_embeddings=True), tmp_path / "tied.bstk", recipe=recipe)
+    folder = save_llama(tmp_path / "tied", tie_word_embeddings=True)
+    assert bstk("pack", folder, "-o", tmp_path / "tied.bstk", *PACK_OPTIONS).code == 0
     model = bitstack.load(tmp_path / "tied.bstk", budget="100%", device="cpu")
     ids = torch.arange(4, 40)[None]
     logits, size = model(input_ids=ids).logits.clone(), model.bitstack.resident_bytes
