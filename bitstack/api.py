@@ -139,8 +139,14 @@ def load(
         if container is not uri:
             container.close()
         raise
+    # Harnesses such as lm-eval call it on any model; what is tied here shares its blocks already, and has no weight.
+    shell.model.tie_weights = _tied_already
     shell.model.bitstack = elastic
     return shell.model
+
+
+def _tied_already(*_: Any, **__: Any) -> None:
+    """Stands in for `PreTrainedModel.tie_weights`."""
 
 
 def load_tokenizer(container: Container) -> Any:

@@ -114,6 +114,13 @@ def test_the_wheel_is_typed_licensed_and_has_the_command(wheel: Path) -> None:
     assert "bstk = bitstack.tools.cli:main" in entry_points
 
 
+def test_the_wheel_holds_every_task(wheel: Path, sources: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tasks = {f"bitstack/tools/tasks/{task.name}" for task in (sources / "tools/tasks").iterdir()}
+    assert len(tasks) == 6
+    assert tasks <= names
+
+
 def test_the_installed_wheel_imports(installed: Path, tmp_path: Path) -> None:
     program = (
         "import bsformat, bitstack, bitstack.kernels, bitstack.loader\n"

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from bsformat import __version__
 
-from . import options
+from . import eval_options, options
 from .ending import ended
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("verify", "check every byte of a file", options.add_verify),
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
         ("generate", "load within a budget and continue a prompt", options.add_generate),
-        ("eval", "measure perplexity at several budgets", options.add_eval),
+        ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
         command = commands.add_parser(
             name,

@@ -46,6 +46,11 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     return dtype
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What `bitstack.load` computes in on a device where nothing else is said."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """What a measurement was taken on."""
     out: dict[str, Any] = {

@@ -1,138 +1,219 @@
-"""``bstk eval``: one model, resized from budget to budget, measured at each."""
+"""``bstk eval``: a .bstk file resized from budget to budget, and what it competes with, all measured alike."""
 
 import argparse
 import os
-import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import blake3
-
 import bsformat
-from bsformat import Container, format_size
+from bsformat import Container
 from bsformat.errors import ModelError
 
-from . import plot, summary
-from .console import number, print_json, printable, quiet_libraries, reporter, table
-from .generate_command import check_budgets, load_with_bar
+from . import plot
+from .console import print_json, quiet_libraries, reporter
+from .generate_command import check_budgets
 
 if TYPE_CHECKING:
-    from bitstack.text import Windows
+    import torch
+
+    from .evaluation.baselines import Calibration
+    from .evaluation.dense import Dense
+    from .evaluation.yardstick import Yardstick
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print perplexity at each budget, as a table or JSON; draw it where that is asked for."""
-    if args.plot:
-        plot.need_matplotlib()
-    if not os.path.isfile(args.text):
-        raise ModelError("no such text; name a UTF-8 file", where=args.text, reason="text")
-    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+    """Measure, print a table or JSON, and draw the curves where that is asked for."""
+    check(args)
+    with ExitStack() as stack:
+
+        def opened(uri: str, root: str | None = None) -> Container:
+            return stack.enter_context(bsformat.open(uri, root=root, **dict(args.storage_options)))
+
+        container = opened(args.uri, args.root)
         check_budgets(container, args.budgets)
-        import bitstack
-        from bitstack.loader import resolve_budget
-        from bitstack.text import file_windows
-
-        from .devices import find_device, find_dtype, hardware, versions
-
-        quiet_libraries()
-        device = find_device(args.device)
-        # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.
-        budgets = {resolve_budget(b, container, device): b for b in args.budgets}
-        windows = file_windows(bitstack.load_tokenizer(container), args.text, args.window, args.windows)
-        points = measure(container, budgets, windows, device, find_dtype(args.dtype))
-        out: dict[str, Any] = {
-            "file": container.uri,
-            "root": container.root,
-            "text": _text(args.text, windows),
-            "points": points,
-            "hardware": hardware(device),
-            "versions": versions(),
-        }
-        name = printable(_model_name(container))
+        others = {name: opened(uri) for name, uri in args.compare}
+        result = measure(args, container, others)
     if args.plot:
-        plot.save_png(args.plot, points, f"{name} on {out['text']['name']}")
+        plot.save_png(args.plot, result)
     if args.json:
-        print_json(out)
+        print_json(result)
     else:
-        print(report(out))
+        from .evaluation.report import report
+
+        print(report(result))
     return 0
 
 
-def measure(
-    container: Container, budgets: dict[int, str], windows: "Windows", device: Any, dtype: Any
-) -> list[dict[str, Any]]:
-    """Perplexity at each budget (bytes -> as written), in ascending order: the model only ever grows.
+def check(args: argparse.Namespace) -> None:
+    """Refuse at once what would fail after minutes or hours of work.
 
-    Of a masked language model, or one from sequence to sequence, it is that of what it is asked for
-    (`bitstack.task`), masks with seed 0.
+    Raises:
+        BstkError: a file or a library is missing, or options do not go together.
     """
-    from bitstack import perplexity
-    from bitstack.task import prepare, task_of
+    if args.plot:
+        plot.need_matplotlib()
+    check_texts(args.texts)
+    if args.zero_shot:
+        from .evaluation.zero_shot import find_data, need_lm_eval
 
-    points = []
-    model: Any = None
-    for size, budget in sorted(budgets.items()):
-        before = container.source.bytes_read
-        if model is None:
-            model = load_with_bar(container, budget, device, dtype)
-            windows = prepare(windows, task_of(model.config), model, model.bitstack.tokenizer(), seed=0)
-        else:
-            added = container.plan(size).resident_bytes - model.bitstack.plan.resident_bytes
-            with reporter().stage("load", max(added, 0), "B") as advance:
-                model.bitstack.resize(budget, advance)
-        started = time.monotonic()
-        with reporter().stage(f"measure {format_size(size)}", windows.ids.numel(), "token") as advance:
-            value = perplexity(model, windows, progress=advance)
-        points.append(
-            {
-                "budget": size,
-                "resident_bytes": model.bitstack.resident_bytes,
-                "n_blocks": model.bitstack.plan.n_blocks,
-                "bits_per_parameter": summary.bits_per_parameter(container, model.bitstack.resident_bytes),
-                "perplexity": value,
-                "bytes_read": container.source.bytes_read - before,
-                "seconds": round(time.monotonic() - started, 3),
-            }
-        )
-    return points
+        need_lm_eval()
+        find_data(args.zero_shot)
+    names = [name for name, _ in args.compare]
+    if len(set(names)) < len(names):
+        raise ModelError("two files to --compare with have one name; rename one", reason="compare")
+    if args.baselines:
+        check_baselines(args)
 
 
-def _text(path: str, windows: "Windows") -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = blake3.blake3(file.read()).hexdigest()
+def check_texts(paths: list[str]) -> None:
+    """See `check`."""
+    names: set[str] = set()
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ModelError("no such text; name a UTF-8 file", where=path, reason="text")
+        if os.path.basename(path) in names:
+            raise ModelError(
+                "another text has the same name, and results go by it; rename one", where=path, reason="text"
+            )
+        names.add(os.path.basename(path))
+
+
+def check_baselines(args: argparse.Namespace) -> None:
+    """See `check`."""
+    from .evaluation.baselines import BASELINES
+
+    if args.dense is None:
+        raise ModelError("--baselines quantise the dense model: name it with --dense MODEL", reason="baseline")
+    for name in args.baselines:
+        BASELINES[name].check()
+    if args.calib != "self" and any(BASELINES[name].calibrated for name in args.baselines):
+        if not os.path.isfile(args.calib):
+            raise ModelError("no such calibration text; name a file, or self", where=args.calib, reason="text")
+        if any(os.path.samefile(args.calib, path) for path in args.texts):
+            raise ModelError("is measured on, so nothing may be calibrated on it", where=args.calib, reason="text")
+
+
+def measure(args: argparse.Namespace, container: Container, others: dict[str, Container]) -> dict[str, Any]:
+    """Everything that was asked for, as the JSON of the command."""
+    import bitstack
+    from bitstack.loader import resolve_budget
+
+    from .devices import default_dtype, find_device, find_dtype, hardware, versions
+    from .evaluation.compare import baseline_wins, put_beside
+    from .evaluation.packed import measure_packed
+    from .evaluation.yardstick import Text, Yardstick
+
+    quiet_libraries()
+    device = find_device(args.device)
+    dtype = find_dtype(args.dtype) or default_dtype(device)
+    # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.
+    budgets: dict[int, str | int] = {resolve_budget(b, container, device): b for b in args.budgets}
+    tokenizer = bitstack.load_tokenizer(container)
+    texts = [Text.read(tokenizer, path, args.window, args.windows) for path in args.texts]
+    yardstick = Yardstick(texts, _zero_shot(args, tokenizer))
+    rivals = measure_rivals(args, container, yardstick, device, dtype)
+    # Where baselines are, ours is measured too: one model grows through all of these sizes.
+    sizes = {point["resident_bytes"]: point["resident_bytes"] for point in rivals.baselines} | budgets
+    ours = measure_packed(container, sizes, yardstick, device, dtype)
+    beside = put_beside(rivals.baselines, ours)
     return {
-        "name": windows.name,
-        "blake3": digest,
-        "window": windows.ids.shape[1],
-        "windows": len(windows),
-        "tokens": windows.ids.numel(),
+        "file": container.uri,
+        "root": container.root,
+        "model": _model_name(container),
+        "text": texts[0].record,
+        "texts": [text.record for text in texts],
+        "dtype": str(dtype).removeprefix("torch."),
+        "zero_shot": yardstick.zero_shot.record if yardstick.zero_shot else None,
+        "points": [ours[size] for size in sorted(budgets)],
+        "compare": {
+            name: {
+                "file": other.uri,
+                "root": other.root,
+                "points": list(
+                    measure_packed(other, {size: size for size in budgets}, yardstick, device, dtype).values()
+                ),
+            }
+            for name, other in others.items()
+        },
+        "dense": rivals.dense,
+        "calibration": rivals.calibration,
+        "baselines": beside,
+        "baseline_wins": baseline_wins(beside),
+        "skipped": rivals.skipped,
+        "hardware": hardware(device),
+        "versions": versions() | rivals.libraries,
     }
+
+
+@dataclass(slots=True)
+class Rivals:
+    """What was measured beside the file.
+
+    Attributes:
+        dense: the point of the dense model, if there is one.
+        baselines, skipped: points, and what could not be measured, with the reason.
+        calibration: the text that baselines looked at, if any did.
+        libraries: versions by name.
+    """
+
+    dense: dict[str, Any] | None = None
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+
+
+def measure_rivals(
+    args: argparse.Namespace, container: Container, yardstick: "Yardstick", device: "torch.device", dtype: Any
+) -> Rivals:
+    """Measure the dense model and the baselines; none of them stays in memory."""
+    if args.dense is None:
+        return Rivals()
+    from bitstack.checkpoint import open_checkpoint
+
+    from .evaluation.baselines import BASELINES
+    from .evaluation.dense import Dense
+    from .evaluation.runner import measure_baselines, measure_dense, settings_for
+
+    dense = Dense(open_checkpoint(args.dense), device, dtype)
+    dense.check_is(container)
+    chosen = [BASELINES[name] for name in args.baselines]
+    out = Rivals(libraries={name: version for baseline in chosen for name, version in baseline.check().items()})
+    out.dense = measure_dense(dense, yardstick)
+    settings = settings_for(args.bits, args.group_size, args.embeddings)
+    calibration = calibration_for(args, dense)
+    out.baselines, out.skipped = measure_baselines(dense, chosen, settings, calibration, yardstick)
+    out.calibration = calibration.record
+    return out
+
+
+def calibration_for(args: argparse.Namespace, dense: "Dense") -> "Calibration":
+    """Windows of the text that was named, or of text that the dense model writes."""
+    from bitstack.text import Windows, file_windows, self_windows
+
+    from .evaluation.baselines import Calibration
+
+    window, count = args.calib_window, max(1, args.calib_tokens // args.calib_window)
+
+    def make() -> Windows:
+        if args.calib != "self":
+            return file_windows(dense.tokenizer, args.calib, window, count, spread=True)
+        with reporter().stage("write calibration text", count * window, "token") as advance:
+            return self_windows(dense.model, dense.tokenizer, window, count, seed=0, progress=advance)
+
+    return Calibration(make)
+
+
+def _zero_shot(args: argparse.Namespace, tokenizer: Any) -> Any:
+    if not args.zero_shot:
+        return None
+    from .evaluation.zero_shot import ZeroShot
+
+    return ZeroShot(tokenizer, args.zero_shot, limit=args.limit, batch_size=args.batch_size)
 
 
 def _model_name(container: Container) -> str:
     model = container.metadata.extra.get("model")
     name = model.get("name") if isinstance(model, dict) else None
     return str(name or os.path.basename(container.uri))
-
-
-def report(out: dict[str, Any]) -> str:
-    """The table for people, with what it was measured on and with."""
-    text, machine, software = out["text"], out["hardware"], out["versions"]
-    rows = [
-        (
-            format_size(p["budget"]),
-            format_size(p["resident_bytes"]),
-            f"{p['n_blocks']:,}",
-            f"{p['bits_per_parameter']:.2f}",
-            number(p["perplexity"]),
-        )
-        for p in out["points"]
-    ]
-    return "\n".join(
-        [
-            f"{printable(out['file'])} on {printable(text['name'])}, "
-            f"{text['windows']:,} windows of {text['window']} tokens",
-            table(("budget", "resident", "blocks", "bits/param", "perplexity"), rows),
-            f"  {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads; "
-            + ", ".join(f"{name} {version}" for name, version in software.items()),
-        ]
-    )

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -181,16 +180,4 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--temperature", metavar="T", type=not_negative, default=0.0, help="above 0: sample (default: 0, greedy)")
     add("--seed", metavar="N", type=whole(0), default=0, help="seed of the sampling (default: %(default)s)")
-    add_device(parser)
-
-
-def add_eval(parser: argparse.ArgumentParser) -> None:
-    """Options of ``bstk eval``."""
-    add_source(parser)
-    add = parser.add_argument
-    add("--text", metavar="FILE", required=True, help="the text to measure on, UTF-8")
-    add("--budgets", metavar="SIZE,SIZE,…", type=sizes, required=True, help="resident bytes of the weights")
-    add("--window", metavar="N", type=whole(2), default=1024, help="tokens of one window (default: %(default)s)")
-    add("--windows", metavar="N", type=whole(1), help="only the first N windows (default: all)")
-    add("--plot", metavar="PNG", type=os.fspath, help="draw the curve into this file (needs matplotlib)")
     add_device(parser)

@@ -71,6 +71,14 @@ def test_tied_weights_are_stored_and_held_once(loaded: Callable[..., Any], kind:
     assert model.get_submodule(embedding).packed is model.lm_head.packed
 
 
+def test_tying_again_changes_nothing(loaded: Callable[..., Any]) -> None:
+    model = loaded("llama-tied")
+    ids = torch.arange(20)[None]
+    before = model(input_ids=ids).logits.clone()
+    model.tie_weights()
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
 def test_untied_weights_have_no_alias(loaded: Callable[..., Any]) -> None:
     container = loaded("qwen2").bitstack.container
     assert dict(container.metadata.aliases) == {}

@@ -87,7 +87,7 @@ def test_a_budget_below_the_minimum(
     def heavy(*_: object) -> None:
         raise RuntimeError("nothing heavy may run")
 
-    monkeypatch.setattr(eval_command, "load_with_bar", heavy)
+    monkeypatch.setattr(eval_command, "measure", heavy)
     with bsformat.open(tiny_bstk) as container:
         least = container.minimum_bytes
     for command in (
