@@ -61,8 +61,8 @@ class Statistics:
 class _Moment:
     """The running second moment of one input, which several layers may share."""
 
-    def __init__(self, size: int) -> None:
-        self.sum = torch.zeros(size, size)
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.sum = torch.zeros(size, size, device=device)
         self.count = 0
 
     def add(self, x: torch.Tensor) -> None:
@@ -71,7 +71,7 @@ class _Moment:
         self.count += len(flat)
 
     def mean(self) -> torch.Tensor:
-        return self.sum / self.count if self.count else torch.eye(len(self.sum))
+        return self.sum.cpu() / self.count if self.count else torch.eye(len(self.sum))
 
 
 class _Squares:
@@ -84,11 +84,12 @@ class _Squares:
     def add(self, x: torch.Tensor, first: int = 0) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
         squares = torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).double().square()
-        self.sum[first : first + len(squares)] += squares.to(self.sum.device)
+        self.sum = self.sum.to(x.device)
+        self.sum[first : first + len(squares)] += squares
         self.count += len(flat)
 
     def mean(self) -> torch.Tensor:
-        return self.sum / max(self.count, 1)
+        return self.sum.cpu() / max(self.count, 1)
 
 
 class Collector:
@@ -180,7 +181,9 @@ class Collector:
         for seen, moment in self._seen:
             if seen is x and self._moments.setdefault(name, moment) is moment:
                 return
-        moment = self._moments.setdefault(name, _Moment(x.shape[-1]))
+        moment = self._moments.get(name)
+        if moment is None:
+            moment = self._moments[name] = _Moment(x.shape[-1], x.device)
         moment.add(x)
         self._seen.append((x, moment))
 
@@ -189,7 +192,7 @@ class Collector:
         self._seen.clear()
 
     def statistics(self, tokens: int, targets: Iterable[Target] | None = None) -> Statistics:
-        """The means of everything noted.
+        """The means of everything noted, on the CPU.
 
         Args:
             tokens: how many tokens of text went through the model.
@@ -221,7 +224,7 @@ class Collector:
                     notes.pop(use.name, None)
 
     def _output(self, name: str, size: int) -> torch.Tensor:
-        return self._outputs[name].sum if name in self._outputs else torch.zeros(size, dtype=torch.float64)
+        return self._outputs[name].sum.cpu() if name in self._outputs else torch.zeros(size, dtype=torch.float64)
 
     def _term(self, use: Use, target: Target, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         if use.role != "embedding":

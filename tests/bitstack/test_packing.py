@@ -20,6 +20,7 @@ from bitstack.decompose import Options
 from bitstack.packing import raw_dtype
 from bitstack.progress import Advance
 from bitstack.shell import TORCH_DTYPES
+from bitstack.targets import Survey
 from bsformat.errors import ModelError, WriteError
 
 
@@ -120,7 +121,7 @@ def test_nowhere_to_write(folder: Path, tmp_path: Path) -> None:
 def test_nothing_to_pack(
     make_model: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "find_targets", lambda model: [])
+    monkeypatch.setattr(pipeline, "survey", lambda model: Survey([], {}))
     save_model(make_model("llama-tied"), tmp_path / "model")
     with pytest.raises(ModelError, match="nothing to pack") as caught:
         bitstack.pack(tmp_path / "model", tmp_path / "x.bstk")
