@@ -181,9 +181,9 @@ class Collector:
         for seen, moment in self._seen:
             if seen is x and self._moments.setdefault(name, moment) is moment:
                 return
-        moment = self._moments.get(name)
-        if moment is None:
-            moment = self._moments[name] = _Moment(x.shape[-1], x.device)
+        if name not in self._moments:
+            self._moments[name] = _Moment(x.shape[-1], x.device)
+        moment = self._moments[name]
         moment.add(x)
         self._seen.append((x, moment))
 
