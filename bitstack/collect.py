@@ -71,7 +71,7 @@ class _Moment:
         self.count += len(flat)
 
     def mean(self) -> torch.Tensor:
-        return self.sum / self.count if self.count else torch.eye(len(self.sum))
+        return self.sum.cpu() / self.count if self.count else torch.eye(len(self.sum))
 
 
 class _Squares:
@@ -84,11 +84,12 @@ class _Squares:
     def add(self, x: torch.Tensor, first: int = 0) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
         squares = torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).double().square()
-        self.sum[first : first + len(squares)] += squares.to(self.sum.device)
+        self.sum = self.sum.to(x.device)
+        self.sum[first : first + len(squares)] += squares
         self.count += len(flat)
 
     def mean(self) -> torch.Tensor:
-        return self.sum / max(self.count, 1)
+        return self.sum.cpu() / max(self.count, 1)
 
 
 class Collector:
@@ -181,7 +182,9 @@ class Collector:
         for seen, moment in self._seen:
             if seen is x and self._moments.setdefault(name, moment) is moment:
                 return
-        moment = self._moments.setdefault(name, _Moment(x.shape[-1], x.device))
+        if name not in self._moments:
+            self._moments[name] = _Moment(x.shape[-1], x.device)
+        moment = self._moments[name]
         moment.add(x)
         self._seen.append((x, moment))
 
@@ -214,7 +217,7 @@ class Collector:
         return Statistics(linear, token, tokens)
 
     def _output(self, name: str, size: int) -> torch.Tensor:
-        return self._outputs[name].sum if name in self._outputs else torch.zeros(size, dtype=torch.float64)
+        return self._outputs[name].sum.cpu() if name in self._outputs else torch.zeros(size, dtype=torch.float64)
 
     def _term(self, use: Use, target: Target, tokens: int, back: int) -> tuple[torch.Tensor, torch.Tensor]:
         seen = self._tables.get(use.name, _Moment(target.columns))

@@ -114,7 +114,7 @@ def _try(module: nn.Module, own: dict[str, nn.Parameter], transposed: bool) -> d
         if not float((got - wanted).abs().max()) <= _TOLERANCE * float(wanted.abs().max()):  # refuses NaN, too
             return None
         agreed += 1
-    if not agreed or any(len(log) != 1 or "dense" in log for log in logs.values()):
+    if not agreed or any(len(log) != 1 for log in logs.values()):
         return None
     return {name: "linear" if "linear" in log else "embedding" for name, log in logs.items()}
 
@@ -170,7 +170,7 @@ def _dense(packed: PackedTensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class _Logged(BitStackParameter):
-    """Notes what is asked of it."""
+    """Notes what is asked of it, and gives no matrix away."""
 
     def __init__(self, packed: PackedTensor) -> None:
         super().__init__(_LoggedTensor(packed), torch.float32)  # type: ignore[arg-type]
@@ -196,12 +196,7 @@ class _LoggedTensor:
         return self._packed.rows(*args)
 
     def matrix(self, *args: Any) -> torch.Tensor:
-        self.log.add("dense")
-        return self._packed.matrix(*args)
-
-    def dense(self, *args: Any) -> torch.Tensor:
-        self.log.add("dense")
-        return self._packed.dense(*args)
+        raise RuntimeError("the whole matrix is asked for")
 
 
 def _twin(module: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
