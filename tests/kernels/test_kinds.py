@@ -35,7 +35,7 @@ def _check(chain, bound, backend, *, tokens=(2, 9), dtypes=(torch.float32,)):
         rebuild(chain, dtype=dtype, out=w, backend=backend)
         assert ((w.double() - exact).abs() <= bound(chain, exact, dtype)).all(), f"matrix in {dtype}"
         assert torch.equal(rebuild(chain, dtype=dtype, backend=backend), w)
-        ids = torch.randint(0, chain.rows, (min(70, 3 * chain.rows),), generator=g).to(chain.device)
+        ids = torch.randint(-chain.rows, chain.rows, (min(70, 3 * chain.rows),), generator=g).to(chain.device)
         got = rows(chain, ids, dtype=dtype, backend=backend)
         assert ((got.double() - exact[ids]).abs() <= bound(chain.select(ids), exact[ids], dtype)).all()
 
