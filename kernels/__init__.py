@@ -10,12 +10,11 @@ Importing this package imports torch, but neither triton nor any kernel: the fir
 """
 
 from .blocks import LowRankBlock, SignBlock, payload_bytes
-from .chain import Block, Chain
+from .chain import Chain
 from .dispatch import available_backends, linear, rebuild, rows
 from .sparse import SparseBlock
 
 __all__ = [
-    "Block",
     "Chain",
     "LowRankBlock",
     "SignBlock",

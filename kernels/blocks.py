@@ -171,7 +171,7 @@ class LowRankBlock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SignBlock:
-    """Signs times a low-rank magnitude: sign[i, j] · Σ_k scale[k] · U[i, k] · V[j, k].
+    """Signs times a low-rank magnitude: gain · sign[i, j] · Σ_k scale[k] · U[i, k] · V[j, k].
 
     The factors of BitStack, arXiv 2410.23918, section 3. All tensors are contiguous and lie on one device.
 
@@ -181,6 +181,7 @@ class SignBlock:
         u: float16 or float8_e4m3fn [rows, rank].
         v: the same dtype as `u`, [columns, rank].
         scale: float32 [rank]; None stands for ones and is allowed for float16 factors only.
+        gain: multiplies all magnitudes: 2^-p in the p-th plane after a sign block, and 1 in that.
 
     Raises:
         ValueError: a tensor has the wrong shape, dtype, layout or device.
@@ -190,6 +191,7 @@ class SignBlock:
     u: torch.Tensor
     v: torch.Tensor
     scale: torch.Tensor | None = None
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         _check_matrix("signs", self.signs, self.device)
@@ -262,7 +264,7 @@ class SignBlock:
     def plane(self, payload: torch.Tensor) -> "SignBlock":
         """Return the plane after this block: other signs on half its magnitudes (spec §6.5).
 
-        U and V are shared, so that it takes no more memory than its signs and `rank` scales.
+        U, V and the scale are shared, so that it takes no more memory than its signs.
 
         Args:
             payload: uint8 [rows · ceil(columns / 8)], contiguous; a view of it is kept.
@@ -271,10 +273,9 @@ class SignBlock:
             ValueError: the payload is not uint8, not contiguous, or not exactly as long as the signs.
         """
         (signs,) = sections(payload, (self.signs.nbytes,))
-        scale = self.u.new_full((self.rank,), 0.5, dtype=torch.float32) if self.scale is None else self.scale / 2
-        return SignBlock(signs.view(self.signs.shape), self.u, self.v, scale)
+        return SignBlock(signs.view(self.signs.shape), self.u, self.v, self.scale, self.gain / 2)
 
     def select(self, ids: torch.Tensor) -> "SignBlock":
         """Return the block of the rows `ids` (int64 [n], n at least 1); V and the scale are shared."""
         u = self.u.view(raw_type(self.u))[ids].view(self.u.dtype)
-        return SignBlock(self.signs[ids], u, self.v, self.scale)
+        return SignBlock(self.signs[ids], u, self.v, self.scale, self.gain)

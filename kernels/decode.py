@@ -34,6 +34,7 @@ def _decode(
     n,
     rank,
     row_bytes,
+    gain,
     FP8: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -71,6 +72,7 @@ def _decode(
         if scale is not None:
             factor *= tl.load(scale + ks, mask=k_mask, other=0)[None, :]
         total += tl.sum(acc * factor, axis=1)
+    total *= gain
     place = token * m + rows
     if not FIRST:
         total += tl.load(partial + place, mask=row_mask, other=0)
@@ -112,6 +114,7 @@ def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
                 chain.columns,
                 block.rank,
                 0 if signs is None else signs.shape[1],
+                block.gain if isinstance(block, SignBlock) else 1.0,
                 FP8=block.u.dtype == torch.float8_e4m3fn,
                 FIRST=first,
                 LAST=last,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import triton_sparse
-from .blocks import SignBlock
+from .blocks import LowRankBlock, SignBlock
 from .chain import Chain
 from .sparse import SparseBlock
 from .tiles import jit, load_factors, load_signs, on_device, rank_tile, raw_factors
@@ -32,6 +32,7 @@ def _rebuild(
     n,
     rank,
     row_bytes,
+    gain,
     FP8: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -59,6 +60,7 @@ def _rebuild(
         v_offsets = columns.to(tl.int64)[None, :] * rank + ks[:, None]
         right = load_factors(v, v_offsets, k_mask[:, None] & column_mask[None, :], FP8)
         acc = tl.dot(left, right, acc, input_precision="ieee")
+    acc *= gain
     if signs is not None:
         acc *= load_signs(signs, rows, columns, row_bytes, mask)
     place = rows.to(tl.int64)[:, None] * n + columns[None, :]
@@ -89,10 +91,10 @@ def _rebuild_tile(chain: Chain, start: int, partial: torch.Tensor, out: torch.Te
     sparse = [block for block in chain.blocks if isinstance(block, SparseBlock)]
     if sparse:
         partial.zero_()
-    for block in sparse:
-        triton_sparse.rebuild(block, start, partial)
+    for entries in sparse:
+        triton_sparse.rebuild(entries, start, partial)
     grid = (triton.cdiv(len(out), ROWS), triton.cdiv(chain.columns, COLUMNS))
-    products = [block for block in chain.blocks if not isinstance(block, SparseBlock)]
+    products = [block for block in chain.blocks if isinstance(block, SignBlock | LowRankBlock)]
     for number, block in enumerate(products):
         signs = block.signs[part] if isinstance(block, SignBlock) else None
         _rebuild[grid](
@@ -108,6 +110,7 @@ def _rebuild_tile(chain: Chain, start: int, partial: torch.Tensor, out: torch.Te
             chain.columns,
             block.rank,
             0 if signs is None else signs.shape[1],
+            block.gain if isinstance(block, SignBlock) else 1.0,
             FP8=block.u.dtype == torch.float8_e4m3fn,
             FIRST=number == 0 and not sparse,
             LAST=number == len(products) - 1,

@@ -14,10 +14,11 @@ def signs(block: SignBlock) -> torch.Tensor:
 
 
 def magnitudes(block: SignBlock | LowRankBlock) -> torch.Tensor:
-    """Return Σ_k scale[k] · U[i, k] · V[j, k] as float64 [rows, columns]."""
+    """Return gain · Σ_k scale[k] · U[i, k] · V[j, k] as float64 [rows, columns]; the gain of a low-rank block is 1."""
     u = block.u.float().double()
     v = block.v.float().double()
-    return (u if block.scale is None else u * block.scale.double()) @ v.T
+    product = (u if block.scale is None else u * block.scale.double()) @ v.T
+    return product * block.gain if isinstance(block, SignBlock) else product
 
 
 def entries(block: SparseBlock) -> torch.Tensor:

@@ -114,7 +114,7 @@ class SparseBlock:
     def select(self, ids: torch.Tensor) -> "SparseBlock":
         """Return the block of the rows `ids` (int64 [n], n at least 1), of copies of their entries."""
         starts = self.row_starts()
-        first, count = starts[ids], starts.diff()[ids]
+        first, count = starts[:-1][ids], starts.diff()[ids]
         end = count.cumsum(0)
         # Entry e of the result is entry e + (first − begin) of this block, for the row that it lies in.
         shift = (first - (end - count)).repeat_interleave(count)

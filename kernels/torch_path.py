@@ -120,9 +120,13 @@ class _Parts(NamedTuple):
 
 
 def _scaled_factors(block: SignBlock | LowRankBlock) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return diag(scale)·Uᵀ transposed back, [rows, rank], and Vᵀ [rank, columns], both float32."""
+    """Return gain·U·diag(scale) [rows, rank], and Vᵀ [rank, columns], both float32."""
     u = to_float(block.u)
-    return (u if block.scale is None else u * block.scale), to_float(block.v).T
+    if block.scale is not None:
+        u = u * block.scale
+    if isinstance(block, SignBlock) and block.gain != 1:
+        u = u * block.gain
+    return u, to_float(block.v).T
 
 
 def _rebuild_tile(parts: _Parts, start: int, w: torch.Tensor) -> None:
@@ -174,6 +178,8 @@ def _add_by_tables(x: torch.Tensor, blocks: list[SignBlock], width: int, y: torc
     for factors, block in zip(u, blocks, strict=True):
         if block.scale is not None:
             factors[:, : block.rank].mul_(block.scale)
+        if block.gain != 1:
+            factors.mul_(block.gain)
     # As [bit, block, byte column, token, k], so that the sums of all byte columns are one matrix product.
     x_bits = x.view(tokens, 1, row_bytes, 8, 1).permute(3, 1, 2, 0, 4)
     v_bits = v.view(number, row_bytes, 8, 1, width).permute(2, 0, 1, 3, 4)

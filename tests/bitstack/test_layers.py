@@ -1,8 +1,10 @@
 """Packed tensors and the layers that run on them, against the dense matrix of the same blocks."""
 
 import copy
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ import bitstack
 from bitstack.decompose import Options, Scales, chain
 from bitstack.layers import BitStackEmbedding, BitStackLinear
 from bitstack.packed import PackedTensor
-from bsformat import Form, Tensor, rebuild
+from bsformat import Form, Tensor, payload, rebuild, sparse
 
 ROWS, COLUMNS = 37, 27
 
@@ -145,6 +147,69 @@ def test_levels_come_and_go_exactly() -> None:
         packed.pop(group)
     assert torch.equal(layer(x), results[-1])
     assert packed.nbytes == sizes[-1]
+
+
+def _every_kind(group_rows: int) -> tuple[PackedTensor, Stored]:
+    """Chains of a block of every kind behind the three sign blocks, none of them pushed yet."""
+    packed, stored = _make(group_rows=group_rows)
+    draw = np.random.default_rng(0)
+    width = (COLUMNS + 7) // 8
+    for group, levels in enumerate(stored):
+        rows = min(group_rows, ROWS - group * group_rows)
+        place = draw.permutation(rows * COLUMNS)[: 1 + rows]
+        entries = sparse.join(rows, 0.5, place // COLUMNS, place % COLUMNS, draw.integers(0, 0x40, len(place)))
+        u, v = (draw.standard_normal((size, 2)).astype(np.float16) for size in (rows, COLUMNS))
+        signs = draw.integers(0, 256, (2, rows, width), np.uint8)
+        signs[:, :, -1] &= 0xFF >> (-COLUMNS % 8)
+        more = [
+            ("plane", payload.join_plane(signs[0])),
+            ("plane", payload.join_plane(signs[1])),
+            ("sparse", entries),
+            ("lowrank", payload.join_lowrank(u, v, None)),
+        ]
+        forms = {"lowrank": Form("lowrank", rank=2, factors="F16")}
+        levels += [(forms.get(kind, Form(kind)), _bytes(data)) for kind, data in more]
+    return packed, stored
+
+
+@pytest.mark.parametrize("group_rows", [ROWS, 16])
+def test_blocks_of_every_kind_come_and_go(group_rows: int) -> None:
+    packed, stored = _every_kind(group_rows)
+    layer, x = BitStackLinear(packed), torch.randn(3, COLUMNS)
+    results, sizes = [layer(x)], [packed.nbytes]
+    for level in range(7):
+        for group, levels in enumerate(stored):
+            packed.push(group, *levels[level])
+            assert packed.nbytes == sizes[-1] + len(levels[level][1])
+            results.append(layer(x))
+            sizes.append(packed.nbytes)
+        expected = _dense(packed, [levels[: level + 1] for levels in stored])
+        _close(results[-1], x.double() @ expected.T)
+        _close(packed.dense(), expected)
+        ids = torch.tensor([36, 0, 15, 15, 16])
+        _close(packed.rows(ids, torch.float32), expected[ids])
+    # Built anew from what it holds, as when it is moved, it is the same.
+    packed.apply(torch.clone)
+    assert torch.equal(layer(x), results[-1])
+    for _ in range(7):
+        for group in reversed(range(len(stored))):
+            assert torch.equal(layer(x), results.pop())
+            assert packed.nbytes == sizes.pop()
+            packed.pop(group)
+    assert (len(results), packed.nbytes) == (1, sizes[0])
+
+
+def test_dropping_a_plane_frees_its_signs_only() -> None:
+    packed, stored = _every_kind(ROWS)
+    for level in stored[0][:5]:
+        packed.push(0, *level)
+    *_, sign, one, two = packed._chains[0].blocks
+    assert one.u is two.u is sign.u
+    signs, factors = weakref.ref(two.signs), weakref.ref(sign.u)
+    del two
+    packed.pop(0)
+    assert signs() is None
+    assert factors() is one.u
 
 
 def test_blocks_need_scales() -> None:

@@ -14,7 +14,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set: set it in tests/conftest.py")
     os.environ["TRITON_INTERPRET"] = "1"
 
-from bitstack.kernels import Block, Chain, LowRankBlock, SignBlock, SparseBlock
+from bitstack.kernels import Chain, LowRankBlock, SignBlock, SparseBlock
+from bitstack.kernels.chain import Block
 from bitstack.kernels.reference import entries, signs
 
 MakeChain = Callable[..., Chain]
@@ -119,7 +120,7 @@ def _absolute(chain: Chain) -> torch.Tensor:
             total += entries(block).abs()
             continue
         u, v = block.u.float().double().abs(), block.v.float().double().abs()
-        total += (u if block.scale is None else u * block.scale.double()) @ v.T
+        total += (u if block.scale is None else u * block.scale.double()) @ v.T * getattr(block, "gain", 1.0)
     return chain.row_scale.double()[:, None] * total * chain.col_scale.double()
 
 

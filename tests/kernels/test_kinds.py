@@ -19,7 +19,7 @@ EVERY = [
 ]
 
 
-def _check(chain, bound, backend, *, tokens=(1, 3, 16), dtypes=(torch.float32,)):
+def _check(chain, bound, backend, *, tokens=(2, 9), dtypes=(torch.float32,)):
     """Products, the matrix and rows of it, against float64; outputs are poisoned, and the same again the next time."""
     exact = dense(chain)
     g = torch.Generator().manual_seed(1)
@@ -35,12 +35,12 @@ def _check(chain, bound, backend, *, tokens=(1, 3, 16), dtypes=(torch.float32,))
         rebuild(chain, dtype=dtype, out=w, backend=backend)
         assert ((w.double() - exact).abs() <= bound(chain, exact, dtype)).all(), f"matrix in {dtype}"
         assert torch.equal(rebuild(chain, dtype=dtype, backend=backend), w)
-        ids = torch.randint(0, chain.rows, (min(70, 3 * chain.rows),), generator=g).to(chain.device)
+        ids = torch.randint(-chain.rows, chain.rows, (min(70, 3 * chain.rows),), generator=g).to(chain.device)
         got = rows(chain, ids, dtype=dtype, backend=backend)
         assert ((got.double() - exact[ids]).abs() <= bound(chain.select(ids), exact[ids], dtype)).all()
 
 
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 7), (7, 1), (13, 7), (64, 8), (65, 127), (131, 137), (257, 65)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 7), (7, 1), (64, 8), (65, 127), (131, 65)])
 def test_chains_of_every_kind(make_chain, bound, case, m, n):
     backend, device = case
     _check(make_chain(m, n, EVERY, device=device, garbage=True), bound, backend)
@@ -49,7 +49,7 @@ def test_chains_of_every_kind(make_chain, bound, case, m, n):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types_of_every_kind(make_chain, bound, case, dtype):
     backend, device = case
-    _check(make_chain(131, 61, EVERY, device=device, scales=torch.float16), bound, backend, dtypes=[dtype])
+    _check(make_chain(67, 61, EVERY, device=device, scales=torch.bfloat16), bound, backend, dtypes=[dtype])
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,7 @@ def test_types_of_every_kind(make_chain, bound, case, dtype):
 )
 def test_first_last_and_alone(make_chain, bound, case, blocks):
     backend, device = case
-    _check(
-        make_chain(131, 37, blocks, device=device), bound, backend, tokens=(1, 9), dtypes=[torch.float32, torch.half]
-    )
+    _check(make_chain(131, 37, blocks, device=device), bound, backend, dtypes=[torch.float32, torch.half])
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -80,7 +78,7 @@ def test_first_last_and_alone(make_chain, bound, case, blocks):
 def test_ranks(make_chain, bound, case, rank, fp8):
     backend, device = case
     for blocks in ([("lowrank", rank, fp8)], [(rank, fp8), "plane"]):
-        _check(make_chain(37, 53, blocks, device=device), bound, backend, tokens=(1, 9))
+        _check(make_chain(37, 53, blocks, device=device), bound, backend)
 
 
 @pytest.mark.parametrize(
@@ -105,28 +103,37 @@ def test_where_entries_lie(make_sparse, bound, case, places):
     expected = torch.zeros(m * n, dtype=torch.float64)
     expected[places] = (1 + torch.arange(len(places)).double() % 8 / 8) / 256
     assert torch.equal(dense(chain).cpu().flatten(), expected)
-    _check(chain, bound, backend, tokens=(1, 9))
+    _check(chain, bound, backend)
 
 
-def test_numbers_beyond_32767(make_sparse, bound, case):
-    """Columns and offsets are unsigned: a wide matrix, and 64 rows that hold 65535 entries before the last."""
+def test_columns_beyond_32767(make_sparse, bound, case):
     backend, device = case
-    n = 65536
-    for m, places in (
-        (3, [32767, 32768, 65535, n + 40000, 3 * n - 1]),
-        (64, [*range(65535), *range(63 * n, 63 * n + 100)]),
-    ):
-        block = make_sparse(m, n, torch.tensor(places), torch.arange(len(places)) % 127, device)
-        chain = Chain(m, n, torch.ones(m, device=device), torch.ones(n, device=device), (block,))
-        assert entries(block).count_nonzero() == sum(number % 127 != 0 for number in range(len(places)))
-        x = torch.randn(1, n, device=device)
-        y = x.double() @ dense(chain).T
-        assert ((linear(x, chain, backend=backend).double() - y).abs() <= bound(chain, y, x.dtype, x)).all()
-    # A row taken again and again has more entries in 64 rows than 16 bits can count.
-    ids = torch.zeros(3, dtype=torch.int64, device=device)
+    m, n, places = 3, 65536, [32767, 32768, 65535, 65536 + 40000, 3 * 65536 - 1]
+    block = make_sparse(m, n, torch.tensor(places), torch.arange(0x38, 0x3D), device)
+    chain = Chain(m, n, torch.ones(m, device=device), torch.ones(n, device=device), (block,))
+    assert dense(chain).flatten().nonzero().flatten().tolist() == places
+    x = torch.randn(1, n, device=device)
+    y = x.double() @ dense(chain).T
+    assert ((linear(x, chain, backend=backend).double() - y).abs() <= bound(chain, y, x.dtype, x)).all()
+    assert torch.equal(rebuild(chain, backend=backend).double(), dense(chain))
+
+
+def test_offsets_beyond_32767(make_sparse, bound, case):
+    """Rows that begin late in their tile; and rows taken so often that 16 bits do not count their entries."""
+    backend, device = case
+    m, n = 50, 900
+    places = torch.tensor([*range(45 * n), *range(49 * n, 49 * n + 5)])
+    block = make_sparse(m, n, places, torch.arange(len(places)) % 127, device)
+    assert block.row_starts()[-6:].tolist() == [45 * n] * 5 + [45 * n + 5]
+    chain = Chain(m, n, torch.ones(m, device=device), torch.ones(n, device=device), (block,))
+    x = torch.randn(1, n, device=device)
+    y = x.double() @ dense(chain).T
+    assert ((linear(x, chain, backend=backend).double() - y).abs() <= bound(chain, y, x.dtype, x)).all()
+    ids = torch.tensor([44] * 60 + [49] * 9 + [47, 44], device=device)
     chosen = chain.select(ids)
-    assert chosen.blocks[0].row_starts().tolist() == [0, 65535, 131070, 196605]
-    assert torch.equal(rebuild(chosen, backend=backend).cpu(), dense(chain)[ids].float().cpu())
+    ends = [60 * n + 5 * i for i in range(1, 10)]
+    assert chosen.blocks[0].row_starts()[61:].tolist() == [*ends, ends[-1], ends[-1] + n]
+    assert torch.equal(rebuild(chosen, backend=backend).double(), dense(chain)[ids])
 
 
 def test_every_float8_value_of_an_entry(make_sparse, case):
@@ -163,12 +170,11 @@ def test_planes_share_the_factors(make_chain):
     first, one, two, second, three = chain.blocks
     assert one.u is two.u is first.u
     assert one.v is two.v is first.v
-    assert three.u is second.u
-    assert (first.scale / 2).equal(one.scale)
-    assert (first.scale / 4).equal(two.scale)
-    assert three.scale.tolist() == [0.5, 0.5]
+    assert one.scale is two.scale is first.scale
+    assert (three.u, three.v, three.scale) == (second.u, second.v, None)
+    assert [block.gain for block in chain.blocks] == [1, 0.5, 0.25, 1, 0.5]
     signs, scales = 40 * 13, 4 * 140
-    assert chain.nbytes == 4 * 140 + (signs + scales + 16) + 2 * (signs + 16) + (signs + 2 * 2 * 140) + (signs + 8)
+    assert chain.nbytes == 4 * 140 + (signs + scales + 16) + 2 * signs + (signs + 2 * 2 * 140) + signs
 
 
 def _payload(block):
@@ -269,6 +275,4 @@ def test_every_split_of_the_work_gives_the_same_result(make_chain, bound, monkey
         monkeypatch.setattr(torch_path, "TILE", 61 * 50)
         monkeypatch.setattr(torch_sparse, "ENTRIES", 7)
     blocks = [("sparse", 0.1), (2, True), "plane", ("sparse", 0.001), ("lowrank", 2, True)]
-    _check(
-        make_chain(131, 61, blocks, device=device), bound, backend, tokens=(1, 9), dtypes=[torch.float32, torch.half]
-    )
+    _check(make_chain(131, 61, blocks, device=device), bound, backend, dtypes=[torch.float32, torch.half])

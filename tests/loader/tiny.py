@@ -1,7 +1,8 @@
 """A small random Llama written block by block, and sources that watch how it is read.
 
 Nothing is decomposed: every payload is drawn. The file has what files may have: three chains in one tensor, scales for
-each chain or one for all, both types of factors, raw tensors of three types, tied head and embedding, biases.
+each chain or one for all, blocks of every kind, both types of factors, raw tensors of three types, tied head and
+embedding, biases.
 """
 
 import json
@@ -17,6 +18,7 @@ import torch
 
 import bsformat
 from bitstack.targets import find_targets
+from bsformat import sparse
 from bsformat.errors import SourceError
 from bsformat.head import FIRST_READ
 from bsformat.source import Buffer
@@ -37,10 +39,13 @@ CONFIG = {
     "eos_token_id": 0,
 }
 EMBEDDING_GROUP = 40
-#: Rank and factors of each level. All sections of all payloads start at multiples of four bytes.
+#: What each level is. All sections of all payloads start at multiples of the size of what they hold.
 FORMS = [
-    bsformat.Form("sign", rank=rank, factors=factors)
-    for rank, factors in ((3, "F16"), (2, "F8_E4M3"), (1, "F8_E4M3"), (4, "F16"), (1, "F16"))
+    bsformat.Form("sign", rank=2, factors="F8_E4M3"),
+    bsformat.Form("plane"),
+    bsformat.Form("sparse"),
+    bsformat.Form("lowrank", rank=6, factors="F16"),
+    bsformat.Form("sign", rank=1, factors="F16"),
 ]
 
 
@@ -51,8 +56,15 @@ def _values(draw: np.random.Generator, count: int, dtype: str, low: float = -1.0
     return values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
 
 
-def _sign_payload(draw: np.random.Generator, form: bsformat.Form, rows: int, columns: int) -> bytes:
+def _payload(draw: np.random.Generator, form: bsformat.Form, rows: int, columns: int) -> bytes:
+    if form.kind == "sparse":
+        place = draw.permutation(rows * columns)[: rows * columns // 25]
+        codes = draw.integers(0x20, 0x50, len(place), np.uint8)
+        return sparse.join(rows, 0.02, place // columns, place % columns, codes)
     signs = np.packbits(draw.integers(0, 2, (rows, columns), np.uint8), axis=1, bitorder="little").tobytes()
+    signs = signs if form.has_signs else b""
+    if not form.has_factors:
+        return signs
     count = (rows + columns) * form.rank
     if form.factors == "F16":
         return signs + _values(draw, count, "F16", 0.05, 0.3)
@@ -91,7 +103,7 @@ def write_tiny(path: Path, *, padded_head: bool) -> None:
             for group in range(tensor.n_chains):
                 rows = min(tensor.group_rows, tensor.rows - group * tensor.group_rows)
                 for form in FORMS:
-                    payload = _sign_payload(draw, form, rows, tensor.columns)
+                    payload = _payload(draw, form, rows, tensor.columns)
                     writer.put(tensor.first_chain + group, form, payload)
                     chains.append(tensor.first_chain + group)
         draw.shuffle(chains)
