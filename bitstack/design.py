@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from bsformat.errors import RecipeError
@@ -81,10 +82,7 @@ class Judge:
 
     def cost(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
         """Of a chain with these losses after 0, 1, 2, … blocks, of these bytes each; lower is better."""
-        ends, total = [0], 0
-        for size in sizes:
-            total += size
-            ends.append(total)
+        ends = [0, *accumulate(sizes)]
         total: float = sum(
             min(loss + worth * end for loss, end in zip(losses, ends, strict=True)) / worth**self.emphasis
             for worth in self.worths

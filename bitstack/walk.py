@@ -107,4 +107,5 @@ def first_planes(codes: torch.Tensor, bits: int, planes: int) -> torch.Tensor:
         return codes
     width = 2 ** (bits - planes)
     # Floor division by a power of two, of negative numbers too, is a shift.
-    return ((codes >> (bits - planes + 1)) * 2 + 1) * width
+    first: torch.Tensor = ((codes >> (bits - planes + 1)) * 2 + 1) * width
+    return first
