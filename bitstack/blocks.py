@@ -157,7 +157,13 @@ def _token(
 def _chains(problem: Problem, options: Options, judge: Judge) -> list[Made]:
     if options.method == "paper":
         return [_paper(problem.select([i]), options) for i in range(len(problem.weight))]
-    search = Search(
+    search = search_of(options, judge)
+    return [Made(chain.losses, chain.blocks()) for chain in decompose(problem, search)]
+
+
+def search_of(options: Options, judge: Judge) -> Search:
+    """What a recipe tries for the chains of one group of matrices."""
+    return Search(
         designs=tuple(parse_design(text) for text in options.designs),
         tail=parse_design(options.tail),
         ranks=options.ranks,
@@ -166,7 +172,6 @@ def _chains(problem: Problem, options: Options, judge: Judge) -> list[Made]:
         judge=judge,
         walk=options.walk,
     )
-    return [Made(chain.losses, chain.blocks()) for chain in decompose(problem, search)]
 
 
 def _paper(problem: Problem, options: Options) -> Made:

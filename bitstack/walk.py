@@ -11,6 +11,8 @@ from typing import Final
 
 import torch
 
+from bitstack import kernels
+
 #: Added to the diagonal of the Hessian, relative to its mean, before it is inverted.
 DAMPING: Final = 0.02
 #: Columns whose errors are pushed on at once.
@@ -51,22 +53,13 @@ class Walker:
         step = torch.where(step.abs() < _SMALLEST, _SMALLEST, step)
         columns = len(left)
         codes = torch.empty(left.shape, dtype=torch.int8, device=left.device)
-        reciprocal = self.factor.diagonal(dim1=-2, dim2=-1).reciprocal().T[:, :, None].contiguous()
         errors = torch.empty(WIDTH, *left.shape[1:], device=left.device)
-        half = 2.0 ** -(bits - 1)
         for start in range(0, columns, WIDTH):
             stop = min(start + WIDTH, columns)
-            block = self.factor[:, start:stop, start:stop].permute(1, 2, 0)[..., None].contiguous()
-            for j in range(start, stop):
-                code = _round(left[j] / step[j], bits)
-                codes[j] = code
-                error = torch.sub(left[j], code.mul_(half).mul_(step[j]), out=errors[j - start])
-                error.mul_(reciprocal[j])
-                if j + 1 < stop:
-                    left[j + 1 : stop].addcmul_(block[j - start, j + 1 - start :], error[None], value=-1)
+            part, made = slice(start, stop), errors[: stop - start]
+            kernels.walk_columns(left[part], step[part], self.factor[:, part, part], codes[part], made, bits)
             if stop < columns:
-                rest = self.factor[:, start:stop, stop:].mT @ errors[: stop - start].transpose(0, 1)  # [B, rest, M]
-                left[stop:] -= rest.transpose(0, 1)
+                left[stop:] -= (self.factor[:, part, stop:].mT @ made.transpose(0, 1)).transpose(0, 1)
         out = torch.empty_like(target, dtype=torch.int8)
         return out.scatter_(2, order, codes.permute(1, 2, 0))
 

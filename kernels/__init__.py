@@ -13,6 +13,7 @@ from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
 from .dispatch import available_backends, linear, rebuild, rows
 from .sparse import SparseBlock
+from .walk import walk_columns
 
 __all__ = [
     "Chain",
@@ -24,4 +25,5 @@ __all__ = [
     "payload_bytes",
     "rebuild",
     "rows",
+    "walk_columns",
 ]
