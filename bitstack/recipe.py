@@ -20,7 +20,7 @@ from .settings import Section, Setting, checked, merged, option, plain, settings
 _MOST_LEVELS = 64
 
 #: Designs worth trying, measured on SmolLM2-135M (docs/quality.md).
-LINEAR_DESIGNS = ("s0.3 b3 s0.5 b2", "s1 b3 s0.5 b2", "s0.3 b4 s0.5 b3", "s1 b4 s0.5 b3", "s0.3 b2 b3")
+LINEAR_DESIGNS = ("s0.3 b3 s0.5 b2", "s1 b3 s0.5 b2", "s0.3 b4 s0.5 b3", "s1 b4 s0.5 b3", "s0.3 b2 b3", "s0.3 b2 b2")
 #: Errors in an embedding grow faster than their estimate: bits come one by one there.
 TOKEN_DESIGNS = ("b1 b1 b1 b1 b1 b1", "s0.2 b1 b1 b1 b1 b1 b1")
 
@@ -98,12 +98,12 @@ class Decompose(Section):
 
     bits: tuple[float, ...] = option(
         Several(Number(0, 64), 64),
-        (2.75, 3.5, 4.0, 4.5, 5.25, 6.0, 7.0, 8.5),
+        (2.5, 2.75, 3.25, 3.75, 4.25, 5.0, 6.0, 7.0, 8.5),
         "bits a weight, over the whole model, of the budgets that designs are weighed at",
     )
     emphasis: float = option(
         Number(0, 1),
-        0.6,
+        0.5,
         "near 0 the smallest of these budgets decide, at 1 bytes count alike at all of them",
     )
     linear: Options = Options()
