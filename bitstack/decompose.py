@@ -7,6 +7,7 @@ All arithmetic after that uses the stored values, so that what is measured here 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -138,6 +139,23 @@ class _State:
 
 def decompose(problem: Problem, search: Search) -> list[Chained]:
     """The chain of each matrix of a problem: the best design for it, with the best rank and stretch of every block."""
+    with _estimating(problem.weight.device):
+        return _decompose(problem, search)
+
+
+@contextmanager
+def _estimating(device: torch.device) -> Iterator[None]:
+    """Within it, a GPU may multiply in TF32: losses are estimates, and codes answer for what was really pushed on."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _decompose(problem: Problem, search: Search) -> list[Chained]:
     walker = problem.measure.walker() if search.walk else None
     run = _Run(search, walker)
     start = [float(v) for v in problem.measure.rows(problem.weight).sum(1)]
