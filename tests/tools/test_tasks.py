@@ -57,7 +57,7 @@ def test_scales_that_are_not_tuned_are_said_to_be(
     assert f"  scales   not tuned: {why}\n" in bstk("pack", model, "-o", tmp_path / "c", *words).out
     short = (*words, "--calib-window", 256, "--eval-heldout-tokens", 1024)
     text_file = tmp_path / "short.txt"
-    text_file.write_text("the old man sails over the wide sea and reads a book. " * 60, encoding="utf-8")
+    text_file.write_text("the old man sails over the wide sea and reads a book. " * 30, encoding="utf-8")
     ended = bstk("pack", tiny_model, "-o", tmp_path / "d", *short, "--calib", text_file, "--json")
     assert ended.json["untuned"] == "the text is too short"
 
