@@ -213,7 +213,10 @@ class _Job:
                 )
 
         about = {"dense": dense, "whole": why, "untuned": ""}
-        if len(found.tune):
+        if recipe.tune.steps and not len(found.tune):
+            causal = outline.task == "causal"
+            about["untuned"] = "the text is too short" if causal else "only models that continue a text can be"
+        elif len(found.tune):
             if not work.has(_UNTUNED):
                 write(_UNTUNED)
             about["untuned"] = tune_scales(

@@ -104,10 +104,6 @@ class LayerRunner:
         #: Weights outside of layers and tables: few and small, so they stay.
         self.rest = [name for name in residency.names if name not in inside and name not in self._tables]
 
-    def layer_weights(self, number: int) -> list[str]:
-        """The tensors of a layer."""
-        return self._names[number]
-
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedded tokens [B, T, D] for ids [B, T]. The tables must be held."""
         embedded: torch.Tensor = self.model.get_input_embeddings()(ids.to(self.residency.device))

@@ -22,7 +22,9 @@ CHAT_TEMPLATE = (
 #: Options of `bstk pack` for a file of a few seconds' work; `tiny_bstk` is packed with them.
 PACK_OPTIONS = (
     *("--calib-tokens", "96", "--calib-window", "32", "--eval-heldout-tokens", "64", "--eval-curve-points", "3"),
-    *("--linear-ranks", "4,2,1", "--token-ranks", "4,2"),
+    *("--linear-designs", "s2 b1 b2", "--linear-tail", "b1", "--linear-ranks", "2", "--linear-stretches", "1"),
+    *("--token-designs", "b1 b1", "--token-tail", "b1", "--token-ranks", "2", "--token-stretches", "1"),
+    *("--tune-steps", "0"),
 )
 
 
@@ -87,13 +89,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bstk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_model`, packed: three levels in the linear layers, two in embedding and head, and a quality curve."""
+    """`tiny_model`, packed as with `PACK_OPTIONS`: five levels of three kinds in the linear layers, three of signs in
+    embedding and head, and a quality curve."""
     import bitstack
 
+    small = {"ranks": (2,), "stretches": (1.0,), "tail": "b1"}
     recipe = bitstack.Recipe().changed(
         {
-            "decompose.linear.ranks": (4, 2, 1),
-            "decompose.token.ranks": (4, 2),
+            **{f"decompose.linear.{key}": value for key, value in small.items()},
+            **{f"decompose.token.{key}": value for key, value in small.items()},
+            "decompose.linear.designs": ("s2 b1 b2",),
+            "decompose.token.designs": ("b1 b1",),
+            "tune.steps": 0,
             "calib.tokens": 96,
             "calib.window": 32,
             "eval.heldout_tokens": 64,

@@ -267,10 +267,10 @@ def test_path_http_and_s3_give_the_same_bits(nginx: Nginx, s3: S3, smollm2_bstk:
 
 
 def test_every_level_brings_the_logits_closer(smollm2_gguf: Path, smollm2_bstk: Path) -> None:
-    """‖packed − dense‖ / ‖dense‖ of the logits with levels 0 … L−1 of every chain falls with every L.
+    """‖packed − dense‖ / ‖dense‖ of the logits with levels 0 … L−1 of every chain falls with every L, once the linear
+    layers have more than their first sparse block: 0.3 % of the weights alone make no better model than none.
 
-    Each position's mean is taken off first. Measured for L = 1 … 8: 1.25, 0.78, 0.57, 0.41, 0.30, 0.24, 0.19, 0.17. The
-    last one is what is left when the whole file is loaded: eight signs a weight are an approximation.
+    Each position's mean is taken off first. The last error is what is left when the whole file is loaded.
     """
     with bsformat.open(smollm2_bstk) as container:
         shell = Shell(container, device=torch.device("cpu"), dtype=torch.float32)
@@ -279,16 +279,16 @@ def test_every_level_brings_the_logits_closer(smollm2_gguf: Path, smollm2_bstk: 
         dense = centred(logits(checkpoint.model, ids))
         del checkpoint
         errors = []
-        for level in range(8):
+        for level in range(max(int(level) for level in container.index.level) + 1):
             for block, payload in stream_blocks(container, 0, len(container)):
                 if block.level == level:
                     shell.put(block, payload)
             errors.append(float((centred(logits(shell.model, ids)) - dense).norm() / dense.norm()))
-        assert max(int(level) for level in container.index.level) == 7
     print("relative errors", errors)
-    assert all(later < sooner for sooner, later in pairwise(errors)), errors
+    assert len(errors) >= 8
+    assert all(later < sooner for sooner, later in pairwise(errors[1:])), errors
     assert errors[3] < 0.55
-    assert errors[7] < 0.24
+    assert errors[-1] < 0.12
 
 
 @cache
@@ -299,7 +299,6 @@ def known_words() -> frozenset[str]:
 
 
 def test_at_80_mib_it_writes_english(smollm2_bstk: Path) -> None:
-    """At 45 MiB and less it does not: it repeats fragments of words and brackets."""
     model = bitstack.load(smollm2_bstk, "80MiB", "cpu")
     text = answer(model, model.bitstack.tokenizer(), "What is a computer program?", 24)
     print(text)
@@ -312,7 +311,7 @@ def test_at_80_mib_it_writes_english(smollm2_bstk: Path) -> None:
 
 
 def test_perplexity_of_wikitext(shared_data: Path, smollm2_bstk: Path) -> None:
-    """On the first four windows of 1024 tokens. Measured: 33.8 at 80 MiB, 27.6 at 108 MiB."""
+    """On the first four windows of 1024 tokens."""
     text = shared_data / "wikitext2_raw_test.txt"
     if not text.is_file():
         pytest.skip(f"no evaluation text {text}")
@@ -362,7 +361,8 @@ def test_what_was_resident_survives_whatever_happens_to_the_object(nginx: Nginx,
     plan, tokenizer = model.bitstack.plan, model.bitstack.tokenizer()
     ids, question = ids_of(tokenizer), "What is the capital of France?"
     before, said = logits(model, ids), answer(model, tokenizer, question, 8)
-    following = model.bitstack.container.block(plan.n_blocks + 150)
+    container = model.bitstack.container
+    following = container.block((plan.n_blocks + container.plan("108MiB").n_blocks) // 2)
 
     def check(error: type[bsformat.BstkError]) -> None:
         with pytest.raises(error) as caught:

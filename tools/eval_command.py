@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
     budgets: dict[int, str | int] = {resolve_budget(b, container, device): b for b in args.budgets}
     tokenizer = bitstack.load_tokenizer(container)
     texts = [Text.read(tokenizer, path, args.window, args.windows) for path in args.texts]
-    yardstick = Yardstick(texts, _zero_shot(args, tokenizer))
+    yardstick = Yardstick(texts, tokenizer, _zero_shot(args, tokenizer))
     rivals = measure_rivals(args, container, yardstick, device, dtype)
     # Where baselines are, ours is measured too: one model grows through all of these sizes.
     sizes = {point["resident_bytes"]: point["resident_bytes"] for point in rivals.baselines} | budgets

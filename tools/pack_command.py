@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 "large_raw_tensors": large,
                 "why_raw": {name: packed.why_raw.get(name, _SMALL) for name in large},
                 "whole_model": packed.whole or None,
+                "untuned": packed.untuned or None,
                 "seconds": round(seconds, 3),
             }
         )
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"           {printable(name)}, {exact_size(size)}: {packed.why_raw.get(name, _SMALL)}")
     if packed.whole:
         print(f"  memory   held the whole model, which cannot be run one layer at a time: {printable(packed.whole)}")
+    if packed.untuned:
+        print(f"  scales   not tuned: {printable(packed.untuned)}")
     return 0
 
 

@@ -1,6 +1,9 @@
+import pkgutil
+
 import pytest
 import torch
 
+from bitstack import kernels
 from bitstack.kernels import available_backends, dispatch, linear, rebuild, rows
 
 
@@ -69,10 +72,14 @@ def test_rebuild_and_rows_refuse(make_chain):
         rows(chain, torch.tensor([3]))
 
 
-def test_the_names_of_the_operations_survive_loading_every_backend(make_chain, case):
-    """No submodule may take the name of a function of the package."""
-    from bitstack import kernels
+def test_no_submodule_has_the_name_of_an_operation():
+    """Importing the submodule, which may happen late, would hide the operation behind it."""
+    modules = {module.name for module in pkgutil.iter_modules(kernels.__path__)}
+    assert {"dispatch", "decode"} <= modules
+    assert modules.isdisjoint(kernels.__all__)
 
+
+def test_the_names_of_the_operations_survive_loading_every_backend(make_chain, case):
     backend, device = case
     rebuild(make_chain(3, 5, [(2, True)], device=device), backend=backend)
     assert all(callable(getattr(kernels, name)) for name in kernels.__all__)

@@ -1,13 +1,15 @@
 """The demo, on the tiny model."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import bitstack
 import bsformat
-from bitstack.tools import demo
+from bitstack.tools import demo, pack_command
+from bitstack.tools.cli import build_parser
 from bitstack.tools.serve_ranges import RangeServer
 from tests.models import PACK_OPTIONS
 from tests.tools.conftest import Bstk
@@ -20,7 +22,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_bstk: Path) -> list[str]:
     """Packing replaced by a copy of the tiny file; gives the models that were packed."""
     packed: list[str] = []
 
-    def pack(model: str, path: Path, report: object) -> bitstack.Packed:
+    def pack(model: str, path: Path, *, recipe: bitstack.Recipe, report: object, restart: bool) -> bitstack.Packed:
+        assert recipe == bitstack.Recipe().changed(demo.QUICK)
         packed.append(model)
         path.write_bytes(tiny_bstk.read_bytes())
         with bsformat.open(path) as container:
@@ -41,6 +44,7 @@ def test_the_demo_runs_to_its_end(
     assert (code, err) == (0, "")
     assert re.findall(r"^== (\d)/7 ", out, re.MULTILINE) == list("1234567")
     assert len(re.findall(r"^   \d+\.\d s$", out, re.MULTILINE)) == 7
+    assert "less text and fewer designs" in out
     assert "OK root " in out
     assert len(re.findall(r"read +[\d,]+ bytes in \d+ requests", out)) == 3
     assert len(re.findall(r"perplexity [\d,.]+", out)) == 3
@@ -88,17 +92,21 @@ def test_a_text_that_is_missing_is_refused_before_packing(
     assert quick == []
 
 
+def test_the_command_that_it_shows_packs_the_same() -> None:
+    words = shlex.split(demo.command("a model", Path("model.bstk")))
+    assert words[:2] == ["bstk", "pack"]
+    args = build_parser().parse_args(words[1:])
+    assert (args.model, args.output) == ("a model", "model.bstk")
+    assert pack_command.recipe_from(args) == bitstack.Recipe().changed(demo.QUICK)
+
+
 @pytest.mark.model
 def test_packing_a_gguf_file_in_a_pipe_is_silent(bstk_process: Bstk, smollm2_gguf: Path, tmp_path: Path) -> None:
     options = [
         *PACK_OPTIONS,
-        "--linear-ranks",
-        "1",
-        "--token-ranks",
-        "1",
-        "--no-linear-walk",
-        "--eval-curve-points",
-        "1",
+        *("--linear-designs", "b1", "--linear-ranks", "1", "--no-linear-walk"),
+        *("--token-designs", "b1", "--token-ranks", "1", "--no-token-walk"),
+        *("--eval-curve-points", "1"),
     ]
     ended = bstk_process("pack", smollm2_gguf, "-o", tmp_path / "out.bstk", *options)
     assert (ended.code, ended.err) == (0, "")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import bsformat
-from bitstack.fields import Choice, Kind, Number, Several, Switch, Whole, shown
+from bitstack.fields import Choice, Described, Kind, Number, Several, Switch, Whole, shown
 from bitstack.recipe import Recipe, differences, recipe_settings
 from bitstack.recipe_file import builtin_recipes, load_recipe
 from bitstack.settings import Setting
@@ -94,9 +94,14 @@ def flag_value(kind: Kind, value: Any) -> tuple[list[str], Any]:
         other = next(name for name in kind.names if name != value)
         return [other], other
     if isinstance(kind, Several):
-        return ["7,5"], (7, 5)
+        if isinstance(kind.of, Whole | Number):
+            return ["7,5"], (7, 5)
+        words, other = flag_value(kind.of, value[0])
+        return words, (other,)
     if isinstance(kind, Number):
-        return ["1.25"], 1.25
+        return ["0.25"], 0.25
+    if isinstance(kind, Described):
+        return ["s2 b4"], "s2 b4"
     return (["11"], 11) if isinstance(kind, Whole) else (["words"], "words")
 
 
@@ -157,5 +162,6 @@ def test_the_example_of_the_documentation_is_a_recipe(repo_root: Path, tmp_path:
     assert differences(load_recipe(tmp_path / "own.yaml"), Recipe()) == {
         "calib.text": "wiki.txt",
         "calib.tokens": 16384,
-        "decompose.linear.ranks": (8, 6, 4, 2, 2, 1, 1, 1, 1),
+        "decompose.linear.designs": ("s1 b3 s0.5 b2",),
+        "decompose.linear.ranks": (4, 8),
     }

@@ -47,6 +47,21 @@ def test_a_masked_model(
     assert "continues no prompt" in failed("generate", output, "--budget", "100%", "--prompt", "a")
 
 
+def test_scales_that_are_not_tuned_are_said_to_be(
+    bstk: Bstk, bert: Callable[[bool], Path], tiny_model: Path, tmp_path: Path, text_file: Path
+) -> None:
+    words, model = (*PACK_OPTIONS, "--calib", text_file, "--tune-steps", 2), bert(True)
+    assert bstk("pack", tiny_model, "-o", tmp_path / "a", *words, "--json").json["untuned"] is None
+    why = "only models that continue a text can be"
+    assert bstk("pack", model, "-o", tmp_path / "b", *words, "--json").json["untuned"] == why
+    assert f"  scales   not tuned: {why}\n" in bstk("pack", model, "-o", tmp_path / "c", *words).out
+    short = (*words, "--calib-window", 256, "--eval-heldout-tokens", 1024)
+    text_file = tmp_path / "short.txt"
+    text_file.write_text("the old man sails over the wide sea and reads a book. " * 30, encoding="utf-8")
+    ended = bstk("pack", tiny_model, "-o", tmp_path / "d", *short, "--calib", text_file, "--json")
+    assert ended.json["untuned"] == "the text is too short"
+
+
 def test_an_encoder_without_a_head(
     bstk: Bstk, failed: Callable[..., str], bert: Callable[[bool], Path], tmp_path: Path, text_file: Path
 ) -> None:

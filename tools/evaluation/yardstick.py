@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import blake3
 
 from bitstack import perplexity
+from bitstack.task import prepare, task_of
 from bitstack.text import Windows, file_windows
 from bitstack.tools.console import reporter
 
@@ -48,25 +49,35 @@ class Yardstick:
 
     Attributes:
         texts: at least one; the first is the one that tables and plots show.
+        tokenizer: of the models.
     """
 
-    def __init__(self, texts: Sequence[Text], zero_shot: "ZeroShot | None" = None) -> None:
+    def __init__(self, texts: Sequence[Text], tokenizer: Any, zero_shot: "ZeroShot | None" = None) -> None:
         self.texts = list(texts)
+        self.tokenizer = tokenizer
         self.zero_shot = zero_shot
 
     def measure(self, model: Any, title: str) -> dict[str, Any]:
         """Perplexity on every text, and accuracy on the tasks if there are any.
 
+        Of a masked language model, or one from sequence to sequence, perplexity is that of what it is asked for
+        (`bitstack.task`); every model is asked the same.
+
         Returns:
             ``perplexity`` (of the first text), ``perplexity_by_text``, ``seconds``, and ``zero_shot`` with tasks.
             A model whose logits are not finite has the perplexity inf.
+
+        Raises:
+            ModelError: the model says nothing about a text.
         """
         started = time.monotonic()
         values: dict[str, float] = {}
         total = sum(text.windows.ids.numel() for text in self.texts)
+        task = task_of(model.config)
         with reporter().stage(f"measure {title}", total, "token") as advance:
             for text in self.texts:
-                value = perplexity(model, text.windows, progress=advance)
+                windows = prepare(text.windows, task, model, self.tokenizer, seed=0)
+                value = perplexity(model, windows, progress=advance)
                 values[text.windows.name] = math.inf if math.isnan(value) else value
         out: dict[str, Any] = {"perplexity": values[self.texts[0].windows.name], "perplexity_by_text": values}
         if self.zero_shot is not None:
