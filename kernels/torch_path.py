@@ -32,15 +32,17 @@ INDICES: Final = 1 << 20
 """Int32 indices into the table that are held at a time (4 MiB)."""
 TABLE_TOKENS: Final = 2
 """Up to this number of tokens the table of sums is used; above, tiles of W are rebuilt and multiplied."""
+PLANES: Final = 7
+"""Planes that are added up as whole numbers before they are multiplied: so many fit into 8 bits."""
 TABLE_ROWS: Final = 128
 """A table of 256 entries a column pays from about this number of rows."""
 
 
 @cache
-def _byte_signs(device: torch.device) -> torch.Tensor:
-    """Return for each byte its eight signs, as int64 [256] whose bytes are int8 ±1 in column order."""
+def _byte_signs(device: torch.device, digit: int) -> torch.Tensor:
+    """Return for each byte its eight signs times 2^digit, as int64 [256] whose bytes are int8 in column order."""
     bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-    return (bits * 2 - 1).to(torch.int8).view(torch.int64).flatten().to(device)
+    return ((bits * 2 - 1) << digit).to(torch.int8).view(torch.int64).flatten().to(device)
 
 
 @cache
@@ -101,22 +103,34 @@ class _Parts(NamedTuple):
     """What all tiles of a matrix use.
 
     Attributes:
-        products: blocks with factors, each with its `_scaled_factors`.
+        products: runs of blocks with the same factors, each with the `_scaled_factors` of its last block's plane.
         entries: sparse blocks, each with where its rows begin.
     """
 
-    products: list[tuple[SignBlock | LowRankBlock, torch.Tensor, torch.Tensor]]
+    products: list[tuple[list[SignBlock] | LowRankBlock, torch.Tensor, torch.Tensor]]
     entries: list[tuple[SparseBlock, torch.Tensor]]
 
     @classmethod
     def of(cls, blocks: tuple[Block, ...]) -> "_Parts":
         parts = cls([], [])
+        runs: list[list[SignBlock]] = []
         for block in blocks:
             if isinstance(block, SparseBlock):
                 parts.entries.append((block, block.row_starts()))
-            else:
+            elif isinstance(block, LowRankBlock):
                 parts.products.append((block, *_scaled_factors(block)))
+            elif runs and _continues(runs[-1], block):
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        parts.products.extend((run, *_scaled_factors(run[-1])) for run in runs)
         return parts
+
+
+def _continues(run: list[SignBlock], block: SignBlock) -> bool:
+    """Whether a block is the next plane of a run: then their signs are the digits of one whole number."""
+    last = run[-1]
+    return len(run) < PLANES and block.u is last.u and block.v is last.v and block.gain * 2 == last.gain
 
 
 def _scaled_factors(block: SignBlock | LowRankBlock) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,19 +147,23 @@ def _rebuild_tile(parts: _Parts, start: int, w: torch.Tensor) -> None:
     """Write the rows from `start` on of the unscaled W to `w`, float32 [rows of the tile, columns], contiguous."""
     rows, columns = w.shape
     row_bytes = (columns + 7) // 8
-    table = _byte_signs(w.device)
     expanded = torch.empty(rows * row_bytes, dtype=torch.int64, device=w.device)
+    number = torch.empty_like(expanded)
     magnitude = torch.empty_like(w) if len(parts.products) > 1 else w
     if not parts.products:
         w.zero_()
-    for number, (block, u, vt) in enumerate(parts.products):
-        target = magnitude if number else w
+    for first, (blocks, u, vt) in enumerate(parts.products):
+        target = magnitude if first else w
         torch.mm(u[start : start + rows], vt, out=target)
-        if isinstance(block, SignBlock):
-            indices = block.signs[start : start + rows].flatten().int()
-            torch.index_select(table, 0, indices, out=expanded)
-            target.mul_(expanded.view(torch.int8).view(rows, row_bytes * 8)[:, :columns])
-        if number:
+        if isinstance(blocks, list):
+            for plane, block in enumerate(blocks):
+                indices = block.signs[start : start + rows].flatten().int()
+                digit = _byte_signs(w.device, len(blocks) - 1 - plane)
+                torch.index_select(digit, 0, indices, out=expanded if plane else number)
+                if plane:
+                    number.view(torch.int8).add_(expanded.view(torch.int8))
+            target.mul_(number.view(torch.int8).view(rows, row_bytes * 8)[:, :columns])
+        if first:
             w.add_(magnitude)
     for sparse, starts in parts.entries:
         add_entries(sparse, starts, start, w)
