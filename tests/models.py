@@ -92,8 +92,13 @@ def tiny_bstk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     recipe = bitstack.Recipe().changed(
         {
-            "decompose.linear.ranks": (4, 2, 1),
-            "decompose.token.ranks": (4, 2),
+            "decompose.linear.designs": ("s1 b2",),
+            "decompose.linear.tail": "b1",
+            "decompose.linear.ranks": (2,),
+            "decompose.token.designs": ("b1",),
+            "decompose.token.tail": "b1",
+            "decompose.token.ranks": (4,),
+            "tune.steps": 0,
             "calib.tokens": 96,
             "calib.window": 32,
             "eval.heldout_tokens": 64,
