@@ -113,7 +113,7 @@ CLASSES = {
 SMALL = bitstack.Recipe().changed(
     {
         "decompose.linear.designs": ("s1 b3",),
-        "decompose.linear.tail": "b3 b2",
+        "decompose.linear.tail": "b3 b1",
         "decompose.linear.ranks": (2, 8),
         "decompose.linear.stretches": (1.0,),
         "decompose.token.designs": ("b1 b1 b1",),
