@@ -70,7 +70,8 @@ def make_blocks(
     else:
         chains = [[made] for made in _linear(targets, matrices, scales, statistics, options, judge, seed)]
     for step, scale, made in zip(steps, scales, chains, strict=True):
-        _keep(work, step, scale, made)
+        if not work.has(step):  # an earlier run has kept the same
+            _keep(work, step, scale, made)
 
 
 def _scales(target: Target, statistics: Statistics, options: Options) -> Scales:

@@ -21,8 +21,10 @@ _ABOUT: Final = "heldout.json"
 def save_windows(work: WorkFolder, windows: Windows) -> None:
     """Keep the held-out text until the file can be measured."""
     parts = {"ids": windows.ids, "labels": windows.labels, "decoder_ids": windows.decoder_ids}
-    work.save(_WINDOWS, {name: value.contiguous() for name, value in parts.items() if value is not None})
-    work.save_json(_ABOUT, {"name": windows.name, "task": windows.task})
+    if not work.has(_WINDOWS):
+        work.save(_WINDOWS, {name: value.contiguous() for name, value in parts.items() if value is not None})
+    if not work.has(_ABOUT):
+        work.save_json(_ABOUT, {"name": windows.name, "task": windows.task})
 
 
 def measure_curve(

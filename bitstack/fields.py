@@ -91,7 +91,7 @@ class Number:
     def check(self, value: Any) -> float:
         """See `Kind.check`; a bool is no number, and neither is NaN."""
         if isinstance(value, str) and _is_float(value):
-            raise ValueError(f"YAML reads it as text: write {float(value):.1f}, or 1.0e-3 with the point")
+            raise ValueError("YAML reads it as text: an exponent needs a point before it, as in 1.0e-3")
         if type(value) not in (int, float) or not self.above < value <= self.high:
             raise ValueError
         return float(value)

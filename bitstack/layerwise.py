@@ -119,34 +119,33 @@ class LayerwiseStatistics:
         """From the last boundary to the loss and back."""
         last = len(self._runner.layers)
         kept = self._open(_chosen(last), len(ids))
-        with (
-            self._runner.tables(),
-            outside.attached(self._runner.model),
-            torch.enable_grad(),
-            self._growing(_slope(last), len(ids), 1) as (store, batches),
-        ):
+        with self._runner.tables(), self._growing(_slope(last), len(ids), 1) as (store, batches), torch.enable_grad():
             for rows in batches:
                 state = self._moved(kept[rows]).requires_grad_()
-                logits = self._runner.run_epilogue(state)
-                loss = next_token_loss(logits, ids[rows].to(self._device))
-                store(rows, torch.autograd.grad(loss, state)[0])
-                outside.forget_inputs()
+                # What comes before the layers runs once more, and notes its input: it must be the true one. The look-up
+                # itself is noted in `_finish`.
+                embedded = self._runner.embed(ids[rows])
+                with outside.attached(self._runner.model):
+                    logits = self._runner.run_epilogue(state, embedded)
+                    loss = next_token_loss(logits, ids[rows].to(self._device))
+                    store(rows, torch.autograd.grad(loss, state)[0])
 
     def _go_back(self, number: int, count: int) -> None:
         """From the boundary behind a layer to the one before it."""
         collector = self._collector(self.by_layer[number])
         old, kept = self._open(_slope(number + 1), count), self._open(_chosen(number), count)
-        with (
-            self._runner.layer(number),
-            self._attached(collector, number),
-            torch.enable_grad(),
-            self._growing(_slope(number), count) as (store, batches),
-        ):
-            for rows in batches:
-                state = self._moved(kept[rows]).requires_grad_()
-                out = self._runner.run_layer(number, state)
-                store(rows, torch.autograd.grad(out, state, self._moved(old[rows]))[0])
-                collector.forget_inputs()
+        with self._runner.layer(number):
+            with (
+                self._attached(collector, number),
+                torch.enable_grad(),
+                self._growing(_slope(number), count) as (store, batches),
+            ):
+                for rows in batches:
+                    state = self._moved(kept[rows]).requires_grad_()
+                    out = self._runner.run_layer(number, state)
+                    store(rows, torch.autograd.grad(out, state, self._moved(old[rows]))[0])
+                    collector.forget_inputs()
+            # Detached: a module that keeps its forward has a stand-in for its weight until then.
             statistics = collector.statistics(count * self._ids.shape[1])
             kept_of = {name: s.output for name, s in statistics.linear.items()}
             kept_of |= {f"{t.name}#whole": self._whole(t, statistics) for t in self.by_layer[number]}

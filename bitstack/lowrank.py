@@ -74,13 +74,14 @@ def low_rank(matrices: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor
     basis = _orthonormal(matrices @ start)
     for _ in range(_POWER_ITERATIONS):
         basis = _orthonormal(matrices @ _orthonormal(matrices.mT @ basis))
-    small = basis.mT @ matrices
+    # In float64, so that squares of tiny weights do not vanish.
+    small = (basis.mT @ matrices).double()
     # Of the small Gram matrix: batched, and two orders of magnitude less work than a decomposition of `small`.
-    values, vectors = torch.linalg.eigh((small @ small.mT).double())
+    values, vectors = torch.linalg.eigh(small @ small.mT)
     values, vectors = values.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]
     singular = values.clamp_min(0).sqrt()
-    right = (small.mT @ vectors.float()) / singular.clamp_min(1e-30).float()[..., None, :]
-    return basis @ vectors.float(), singular.float(), right
+    right = (small.mT @ vectors) / singular.clamp_min(1e-150)[..., None, :]
+    return basis @ vectors.float(), singular.float(), right.float()
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:

@@ -222,13 +222,15 @@ class _Job:
             about["untuned"] = tune_scales(
                 work, _UNTUNED, outline.model, whole, found.tune, recipe, self.devices[0], self.report
             )
+        # Before the draft, which says that all of this is done.
+        save_windows(work, found.heldout)
+        if not work.has(_ABOUT):
+            work.save_json(_ABOUT, about)
         tuned = load_tuned(work)
         if recipe.order.method == "worth":
             write(_DRAFT, tuned)
         else:
-            self._reorder(write, whole, found.calib)
-        save_windows(work, found.heldout)
-        work.save_json(_ABOUT, about)
+            self._reorder(lambda name: write(name, tuned), whole, found.calib)
         work.drop(_UNTUNED)
         producer.drop()
 

@@ -174,9 +174,10 @@ def _levels(container: Container, chain: int) -> Iterator[Floats]:
     cols = _scale(container, tensor.col_scale).reshape(-1, tensor.columns)  # one for all chains, or one for each
     col = cols[(chain - tensor.first_chain) % len(cols)]
     own = np.flatnonzero(container.index.chain == chain).tolist()
-    for number in sorted(own, key=lambda n: int(container.index.level[n])):
-        block = container.block(number)
-        yield rebuild.chain_values(tensor, rows, [(block.form, bytes(container.read_block(number)))], row, col)
+    own.sort(key=lambda n: int(container.index.level[n]))
+    blocks = ((container.block(number).form, bytes(container.read_block(number))) for number in own)
+    for values in rebuild.level_values(tensor, rows, blocks):
+        yield values * row[:, None] * col
 
 
 def _scale(container: Container, number: int) -> Floats:

@@ -1,5 +1,6 @@
 """The value of a packed tensor in float64: the readable reference for every runtime (spec §6.3)."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,21 @@ def chain_values(
         row_scale: float64 [rows], the chain's part of it. col_scale: float64 [columns].
     """
     total = np.zeros((rows, tensor.columns))
+    for values in level_values(tensor, rows, blocks):
+        total += values
+    return total * row_scale[:, None] * col_scale[None, :]
+
+
+def level_values(tensor: Tensor, rows: int, blocks: Iterable[tuple[Form, bytes]]) -> Iterator[Array]:
+    """What each level of a chain adds to the sum, unscaled: float64 [rows, columns].
+
+    Args:
+        blocks: form and decoded payload of levels 0, 1, …; taken one by one.
+    """
     step: Array | None = None
     for form, data in blocks:
         if form.kind == "plane" and step is not None:
             step = step / 2
         elif form.kind == "sign":
             step = magnitudes(form, tensor, rows, data)
-        total += block_values(form, tensor, rows, data, step)
-    return total * row_scale[:, None] * col_scale[None, :]
+        yield block_values(form, tensor, rows, data, step)

@@ -112,8 +112,15 @@ CLASSES = {
 #: A second or less on one core, with enough levels for a close fit.
 SMALL = bitstack.Recipe().changed(
     {
-        "decompose.linear.ranks": (8, 8, 4, 4, 4, 2, 2, 2),
-        "decompose.token.ranks": (8, 8, 4, 4, 4, 2, 2, 2),
+        "decompose.linear.designs": ("s1 b3",),
+        "decompose.linear.tail": "b3 b1",
+        "decompose.linear.ranks": (2, 8),
+        "decompose.linear.stretches": (1.0,),
+        "decompose.token.designs": ("b1 b1 b1",),
+        "decompose.token.tail": "b3 b2",
+        "decompose.token.ranks": (2, 8),
+        "decompose.token.stretches": (1.0,),
+        "tune.steps": 0,
         "calib.tokens": 256,
         "calib.window": 32,
         "eval.heldout_tokens": 64,

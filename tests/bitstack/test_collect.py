@@ -110,7 +110,7 @@ def test_a_scaled_embedding_is_felt_before_its_scale(make_model: Callable[..., A
     logits = model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
     functional.cross_entropy(logits.flatten(0, 1), windows.ids[:, 1:].flatten(), reduction="sum").backward()
     scaled = embedded.grad.flatten(0, 1).double() * float(model.model.embed_tokens.embed_scale)
-    _close(gradient, scaled.square().mean(0))
+    _close(gradient, scaled.T @ scaled / TOKENS)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gemma", "llama-untied"])
@@ -140,21 +140,18 @@ def test_a_model_may_be_run_in_parts(make_model: Callable[..., Any], windows: Wi
     model = make_model(kind)
     targets = find_targets(model)
     whole = calibrate(model, targets, windows, batch_tokens=TOKENS)
-    collector = Collector(targets, "model.embed_tokens")
     parts = {"model.embed_tokens": model.model.embed_tokens, "lm_head": model.lm_head}
     parts |= {f"model.layers.{i}": layer for i, layer in enumerate(model.model.layers)}
     for prefix, part in parts.items():
+        done = [t for t in targets if t.name.startswith(prefix)]
+        collector = Collector(done, "model.embed_tokens")
         with collector.attached(part, prefix), torch.enable_grad():
             embedded = model.model.embed_tokens(windows.ids)
             if not embedded.requires_grad:
                 embedded = embedded.detach().requires_grad_()
             logits = model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
             functional.cross_entropy(logits.flatten(0, 1), windows.ids[:, 1:].flatten(), reduction="sum").backward()
-        done = [t for t in targets if t.name.startswith(prefix)]
-        _same(collector.statistics(TOKENS, done), whole, len(done))
-        collector.drop(done)
-    untouched = collector.statistics(TOKENS)
-    assert all(torch.equal(s.hessian, torch.eye(len(s.hessian))) for s in untouched.linear.values())
+        _same(collector.statistics(TOKENS), whole, len(done))
 
 
 def _same(got: Statistics, wanted: Statistics, count: int) -> None:

@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 import bitstack
-from bitstack.decompose import Options, Scales, chain
 from bitstack.layers import BitStackEmbedding, BitStackLinear
 from bitstack.packed import PackedTensor
+from bitstack.recipe import Options
+from bitstack.reference import chain
+from bitstack.scales import Scales
 from bsformat import Form, Tensor, payload, rebuild, sparse
 
 ROWS, COLUMNS = 37, 27
@@ -42,7 +44,7 @@ def _make(
     for group in range(tensor.n_chains):
         part = slice(group * group_rows, (group + 1) * group_rows)
         own = Scales(scales[0].row[part], scales[group if own_columns else 0].col)
-        levels = chain(weight[part], own, Options((3, 2, 1), factors), seed=group)
+        levels = chain(weight[part], own, Options(ranks=(3, 2, 1), factors=(factors,), walk=False, method="paper"), seed=group)
         stored.append([(level.form, _bytes(level.data)) for level in levels])
     return packed, stored
 

@@ -190,7 +190,7 @@ def test_truncated_weights(
     folder = save_model(make_model("llama-untied"), tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    _refused(folder, tmp_path, "cannot be loaded as a causal language model")
+    _refused(folder, tmp_path, "cannot be loaded as a language model")
 
 
 def test_weights_of_another_shape(

@@ -65,16 +65,17 @@ def test_what_is_printed_is_read_back(name: str, tmp_path: Path) -> None:
 
 def test_fast_only_leaves_out_the_walk() -> None:
     changed = differences(load_recipe("fast"), Recipe())
-    assert changed == {"decompose.linear.walk": False}
+    assert changed == {"decompose.linear.walk": False, "decompose.token.walk": False}
 
 
 def test_the_reference_is_the_paper() -> None:
     recipe = load_recipe("reference")
     linear, token = recipe.decompose.linear, recipe.decompose.token
     assert linear == Options(
-        ranks=(16,) * 16, factors="F16", stretch=1.0, walk=False, scales="column", method="paper", absolute=True
+        ranks=(16,) * 16, factors=("F16",), walk=False, scales="column", method="paper", absolute=True
     )
     assert (token.mode, recipe.order.method, recipe.calib.gradient_tokens) == ("raw", "average", 0)
+    assert recipe.tune.steps == 0
 
 
 @pytest.mark.parametrize(
@@ -95,15 +96,15 @@ def test_an_ablation_changes_one_thing(name: str, changed: dict[str, Any]) -> No
 
 
 def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
-    path = write(tmp_path, "about: mine\nseed: 3\ndecompose:\n  linear: {ranks: [4, 2], stretch: 1}\n")
+    path = write(tmp_path, "about: mine\nseed: 3\ndecompose:\n  linear: {ranks: [4, 2], stretches: [1]}\n")
     recipe = load_recipe(path)
     assert recipe.name == "own"
     assert differences(recipe, Recipe()) == {
         "seed": 3,
         "decompose.linear.ranks": (4, 2),
-        "decompose.linear.stretch": 1.0,
+        "decompose.linear.stretches": (1.0,),
     }
-    assert isinstance(recipe.decompose.linear.stretch, float)
+    assert isinstance(recipe.decompose.linear.stretches[0], float)
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_circle(tmp_path: Path) -> None:
         ("calib: {tokns: 1}", "calib.tokns: no such setting; did you mean calib.tokens?"),
         ("callib: {tokens: 1}", "callib: no such setting; did you mean calib?"),
         ("walk: false", "walk: no such setting; did you mean decompose.linear.walk or decompose.token.walk?"),
-        ("zzz: 1", "zzz: no such setting; there are seed, model, calib, decompose, order, eval, save"),
+        ("zzz: 1", "zzz: no such setting; there are seed, model, calib, decompose, tune, order, eval, save"),
         ("name: x", "name: no such setting"),
         ("1: 2", "1: no such setting"),
         ("calib: {tokens: 0}", "calib.tokens: 0 is not a whole number from 1 to 2^31 - 1"),
@@ -144,12 +145,22 @@ def test_a_circle(tmp_path: Path) -> None:
         ("calib: {text: ''}", "calib.text: '' is not a text file, or self"),
         ("calib: [1]", "calib: [1] is not a mapping of settings"),
         ("calib:", "calib: None is not a mapping of settings"),
-        ("decompose: {linear: {stretch: .nan}}", "decompose.linear.stretch: nan is not a number above 0, at most 16"),
-        ("decompose: {linear: {stretch: .inf}}", "decompose.linear.stretch: inf is not a number above 0"),
-        ("decompose: {linear: {stretch: true}}", "decompose.linear.stretch: True is not a number above 0"),
-        ("decompose: {linear: {stretch: 1e0}}", "(YAML reads it as text: write 1.0"),
+        ("tune: {rate: .nan}", "tune.rate: nan is not a number above 0, at most 1"),
+        ("tune: {rate: .inf}", "tune.rate: inf is not a number above 0"),
+        ("tune: {rate: true}", "tune.rate: True is not a number above 0"),
+        ("tune: {rate: 1e-3}", "(YAML reads it as text: an exponent needs a point before it, as in 1.0e-3)"),
+        ("tune: {steps: -1}", "tune.steps: -1 is not a whole number"),
+        ("decompose: {linear: {stretches: [.nan]}}", "each a number above 0, at most 16"),
+        ("decompose: {linear: {stretches: []}}", "decompose.linear.stretches: [] is not a list of 1 to 16 entries"),
+        ("decompose: {linear: {designs: [b2, b2]}}", "is not a list of 1 to 64 different entries, each a design as"),
+        ("decompose: {linear: {designs: [s0]}}", "each a design as 's0.3 b3 s0.5 b2'"),
+        ("decompose: {linear: {tail: b7}}", "decompose.linear.tail: 'b7' is not a design as 'b2 b2'"),
+        ("decompose: {linear: {tail: [b2]}}", "decompose.linear.tail: ['b2'] is not a design as 'b2 b2'"),
+        ("decompose: {emphasis: 0}", "decompose.emphasis: 0 is not a number above 0, at most 1"),
+        ("decompose: {bits: 4}", "decompose.bits: 4 is not a list"),
         ("decompose: {linear: {walk: 1}}", "decompose.linear.walk: 1 is not true or false"),
-        ("decompose: {linear: {factors: F8}}", "is not one of F16, F8_E4M3"),
+        ("decompose: {linear: {factors: F8}}", "different entries, each one of F16, F8_E4M3"),
+        ("decompose: {linear: {factors: [F16, F16]}}", "different entries, each one of F16, F8_E4M3"),
         (
             "order: {method: wort}",
             "'wort' is not one of worth, average, greedy, random; did you mean worth?",
@@ -176,7 +187,6 @@ def test_a_circle(tmp_path: Path) -> None:
         ("decompose: {linear: {svd: exact}}", "decompose.linear.svd: exact needs decompose.linear.method paper"),
         ("decompose: {token: {absolute: false}}", "decompose.token.absolute: false needs decompose.token.method paper"),
         ("decompose: {linear: {method: paper}}", "decompose.linear.walk: method paper takes signs as they are"),
-        ("decompose: {token: {walk: true}}", "decompose.token.walk: token matrices have no Hessian to walk along"),
         ("decompose: {linear: {mode: raw}, token: {mode: raw}}", "leaves nothing to pack"),
         ("calib: {gradient_tokens: 0}", "calib.gradient_tokens: order.method worth needs gradients"),
         ("order: {method: greedy, sweep_tokens: 0}", "order.sweep_tokens: order.method greedy measures perplexity"),
@@ -230,7 +240,7 @@ def test_every_setting_has_a_path_a_flag_and_a_meaning() -> None:
     assert flags["decompose.token.ranks"] == "--token-ranks"
     assert flags["eval.heldout_tokens"] == "--eval-heldout-tokens"
     assert all(s.meaning and not s.meaning.endswith(".") for s in found)
-    assert {s.path.split(".")[0] for s in found} == {"seed", "model", "calib", "decompose", "order", "eval", "save"}
+    assert {s.path.split(".")[0] for s in found} == set(Recipe().to_json()) - {"name"}
 
 
 @pytest.mark.parametrize(

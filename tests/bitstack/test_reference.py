@@ -1,17 +1,19 @@
 """The paper's decomposition, against its formulas in float64, and what its parts are worth."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from bitstack.decompose import Scales, SignLevel
 from bitstack.recipe import Options
-from bitstack.reference import chain, chosen_scales, exact_svd, rank_of_equal_bytes
+from bitstack.reference import PaperLevel, chain, chosen_scales, exact_svd, rank_of_equal_bytes
+from bitstack.scales import Scales
 from bsformat import Tensor, payload, rebuild
 from bsformat.registry import KINDS
 
 ROWS, COLUMNS = 72, 100
-PAPER = {"factors": "F16", "stretch": 1.0, "walk": False, "scales": "column", "method": "paper"}
+PAPER: dict[str, Any] = {"factors": ("F16",), "walk": False, "scales": "column", "method": "paper"}
 needs_lowrank = pytest.mark.skipif("lowrank" not in KINDS, reason="the format has no block kind lowrank yet")
 
 
@@ -27,12 +29,12 @@ def _scales(x: torch.Tensor, which: str = "column") -> Scales:
     return chosen_scales(Scales.of(rows, x.square().mean(0).sqrt()), which)
 
 
-def _levels(options: Options, which: str = "column") -> list[SignLevel]:
+def _levels(options: Options, which: str = "column") -> list[PaperLevel]:
     weight, x = _problem()
     return list(chain(weight, _scales(x, which), options, seed=0))
 
 
-def _output_error(levels: list[SignLevel]) -> float:
+def _output_error(levels: list[PaperLevel]) -> float:
     """Relative mean squared error of the layer's output."""
     weight, x = _problem()
     error = weight - torch.stack([level.values for level in levels]).sum(0)
@@ -81,7 +83,7 @@ def test_a_level_aims_at_what_is_left() -> None:
 def test_a_reader_rebuilds_the_values(factors: str, absolute: bool) -> None:
     _, x = _problem()
     scales = _scales(x)
-    options = Options(**PAPER | {"factors": factors}, ranks=(6, 3, 1), absolute=absolute)
+    options = Options(**PAPER | {"factors": (factors,)}, ranks=(6, 3, 1), absolute=absolute)
     tensor = Tensor("w", (ROWS, COLUMNS), "F32", ROWS)
     row, col = (s.double().numpy() for s in (scales.row, scales.col))
     for level in _levels(options):
@@ -94,8 +96,8 @@ def test_a_reader_rebuilds_the_values(factors: str, absolute: bool) -> None:
 @pytest.mark.parametrize("factors", ["F16", "F8_E4M3"])
 @pytest.mark.parametrize("rank", [1, 3, 16, 500])
 def test_without_signs_a_level_has_nearly_the_same_bytes(factors: str, rank: int) -> None:
-    (signs,) = _levels(Options(**PAPER | {"factors": factors}, ranks=(rank,)))
-    (plain,) = _levels(Options(**PAPER | {"factors": factors}, ranks=(rank,), absolute=False))
+    (signs,) = _levels(Options(**PAPER | {"factors": (factors,)}, ranks=(rank,)))
+    (plain,) = _levels(Options(**PAPER | {"factors": (factors,)}, ranks=(rank,), absolute=False))
     assert (signs.form.kind, plain.form.kind) == ("sign", "lowrank")
     assert plain.form.rank == rank_of_equal_bytes(ROWS, COLUMNS, rank, factors) <= ROWS
     step = len(plain.data) // plain.form.rank
@@ -137,6 +139,6 @@ def test_the_same_seed_gives_the_same_blocks() -> None:
 def test_a_weight_of_zeros() -> None:
     _, x = _problem()
     for factors in ("F16", "F8_E4M3"):
-        options = Options(**PAPER | {"factors": factors}, ranks=(2, 2))
+        options = Options(**PAPER | {"factors": (factors,)}, ranks=(2, 2))
         levels = list(chain(torch.zeros(ROWS, COLUMNS), _scales(x), options, seed=0))
         assert [float(level.values.abs().max()) for level in levels] == [0.0, 0.0]

@@ -11,14 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bitstack
-from bitstack.decompose import Options
 from bitstack.progress import Advance
 from bsformat.errors import WriteError
 
@@ -27,7 +25,6 @@ from bsformat.errors import WriteError
 SERVER = """
 import json, os, signal, sys, time
 import torch, bitstack
-from bitstack.decompose import Options
 from bitstack import pipeline
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -42,7 +39,7 @@ def child(job):
         if left[0] == 0 and ".work/" in str(target):
             os.kill(os.getpid(), signal.SIGKILL)
     os.replace = counting
-    recipe = eval(job["recipe"], {"Recipe": bitstack.Recipe, "Options": Options})
+    recipe = bitstack.Recipe.from_json(job["recipe"])
     bitstack.pack(job["model"], job["output"], recipe=recipe, devices=job.get("devices", ["cpu"]))
 
 print("ready", flush=True)
@@ -68,14 +65,11 @@ Run = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def recipe(small: bitstack.Recipe) -> bitstack.Recipe:
-    return replace(
-        small,
-        linear=Options(ranks=(2, 1)),
-        token=Options(ranks=(2,), walk=False),
-        calib_tokens=128,
-        gradient_tokens=64,
-        heldout_tokens=32,
-        curve_points=2,
+    chains = {"designs": ("s1 b1",), "tail": "b1", "ranks": (2,)}
+    return small.changed(
+        {f"decompose.{part}.{name}": value for part in ("linear", "token") for name, value in chains.items()}
+        | {"calib.tokens": 128, "calib.gradient_tokens": 64, "eval.heldout_tokens": 32, "eval.curve_points": 2}
+        | {"tune.steps": 2}
     )
 
 
@@ -96,7 +90,7 @@ def run(model: Path, recipe: bitstack.Recipe) -> Iterator[Run]:
         assert server.stdout.readline() == "ready\n"
 
         def pack(output: Path, **job: Any) -> int:
-            given = {"model": str(model), "output": str(output), "recipe": repr(recipe), "after": True} | job
+            given = {"model": str(model), "output": str(output), "recipe": recipe.to_json(), "after": True} | job
             print(json.dumps(given), file=server.stdin, flush=True)
             return int(server.stdout.readline())
 
@@ -121,7 +115,7 @@ def test_killed_at_every_step(run: Run, wanted: bytes, tmp_path: Path, after: bo
     # A run names its manifest once; one that goes on, only what is new.
     while (code := run(output, steps=steps, after=after)) == KILLED:
         kills += 1
-        assert kills < 80
+        assert kills < 100
         assert not output.exists()
         seen |= {p.name for p in tmp_path.joinpath("x.bstk.work").glob("*") if p.suffix != ".part"}
     assert code == 0
@@ -131,7 +125,7 @@ def test_killed_at_every_step(run: Run, wanted: bytes, tmp_path: Path, after: bo
     assert {f"blocks-{n:05d}.safetensors" for n in range(15)} <= seen
     assert {"manifest.json", "checked.json", "text-000000.safetensors", "trial.json", "outside.safetensors"} <= seen
     assert {f"{kind}-000{n}.bin" for kind in ("state", "slope", "chosen") for n in range(3)} <= seen
-    assert {"dense.json", "about.json", "draft.bstk", "curve.json"} <= seen
+    assert {"dense.json", "about.json", "draft.bstk", "curve.json", "untuned.bstk", "tuned.safetensors"} <= seen
     assert kills > 30
 
 
@@ -185,9 +179,9 @@ def test_another_recipe_does_not_go_on(run: Run, model: Path, recipe: bitstack.R
     output = tmp_path / "x.bstk"
     assert run(output, steps=20) == KILLED
     with pytest.raises(WriteError, match=r"another recipe\).*--restart"):
-        bitstack.pack(model, output, recipe=replace(recipe, seed=1))
-    fresh = bitstack.pack(model, tmp_path / "y.bstk", recipe=replace(recipe, seed=1))
-    other = bitstack.pack(model, output, recipe=replace(recipe, seed=1), restart=True)
+        bitstack.pack(model, output, recipe=recipe.changed({"seed": 1}))
+    fresh = bitstack.pack(model, tmp_path / "y.bstk", recipe=recipe.changed({"seed": 1}))
+    other = bitstack.pack(model, output, recipe=recipe.changed({"seed": 1}), restart=True)
     assert other.root == fresh.root
 
 

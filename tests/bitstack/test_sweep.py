@@ -320,7 +320,7 @@ def test_every_evaluation_is_reported(folder: Path, tmp_path: Path) -> None:
 
     class Report(Silent):
         @contextmanager
-        def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        def stage(self, title: str, total: int, unit: str, done_before: int = 0) -> Iterator[Callable[[int], object]]:
             yield done.append if title == "sweep" else lambda count: None
             if title == "sweep":
                 assert (total, unit) == (sum(done), "token")
