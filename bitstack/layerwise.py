@@ -95,8 +95,9 @@ class LayerwiseStatistics:
                 if not work.has(_chosen(number + 1)):
                     with runner.layer(number), self._growing(_chosen(number + 1), len(ids)) as (store, batches):
                         old = self._open(_chosen(number), len(ids))
-                        for rows in batches:
-                            store(rows, runner.run_layer(number, self._moved(old[rows])))
+                        with self._cheaper():
+                            for rows in batches:
+                                store(rows, runner.run_layer(number, self._moved(old[rows])))
                     progress(1)
         outside = self._collector(self.others)
         self._end(outside, ids)
@@ -142,7 +143,8 @@ class LayerwiseStatistics:
             ):
                 for rows in batches:
                     state = self._moved(kept[rows]).requires_grad_()
-                    out = self._runner.run_layer(number, state)
+                    with self._cheaper():
+                        out = self._runner.run_layer(number, state).to(state.dtype)
                     store(rows, torch.autograd.grad(out, state, self._moved(old[rows]))[0])
                     collector.forget_inputs()
             # Detached: a module that keeps its forward has a stand-in for its weight until then.
@@ -245,7 +247,7 @@ class LayerwiseStatistics:
         return math.exp(min(total / count, 700))
 
     def _cheaper(self) -> AbstractContextManager[object]:
-        """Second moments are means over many tokens: on a CPU with the instructions for it, bfloat16 is enough."""
+        """Statistics are means over many tokens: on a CPU with the instructions for it, bfloat16 is enough."""
         if self._device.type == "cpu" and has_fast_bfloat16():
             return torch.autocast("cpu", torch.bfloat16)
         return nullcontext()
