@@ -102,6 +102,7 @@ def pack(
     outline = open_outline(source, revision=recipe.model.revision)
     found = survey(outline.model)
     targets = [t for t in found.targets if chain_options(recipe, t).mode == "pack"]
+    why_raw = found.raw | {t.name: "the recipe leaves it as it is" for t in found.targets if t not in targets}
     if not targets:
         raise ModelError(
             "has nothing to pack: no linear layer, embedding, Conv1D or stack of experts that is large enough",
@@ -110,14 +111,14 @@ def pack(
         )
     identity = _identity(outline, recipe, places[0])
     with WorkFolder(work or f"{path}.work", identity, restart=restart, keep=keep_work) as kept:
-        job = _Job(outline, targets, found.raw, recipe, report, places, kept)
+        job = _Job(outline, targets, why_raw, recipe, report, places, kept)
         with _repeatable(places[0]):
             job.draft()
         root = job.finish(path)
         about = kept.load_json(_ABOUT)
     packed = {t.name for t in targets}
     raw = tuple(n for n, _ in outline.model.named_parameters() if n not in packed)
-    return Packed(path, root, os.path.getsize(path), raw, found.raw, about["whole"], about["untuned"])
+    return Packed(path, root, os.path.getsize(path), raw, why_raw, about["whole"], about["untuned"])
 
 
 @contextmanager

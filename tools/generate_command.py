@@ -6,7 +6,7 @@ from typing import Any
 
 import bsformat
 from bsformat import BstkError, Container
-from bsformat.errors import ModelError
+from bsformat.errors import BudgetError, ModelError
 
 from .console import print_json, quiet_libraries, reporter
 
@@ -77,9 +77,18 @@ def load_with_bar(container: Container, budget: str | int, device: Any, dtype: A
     """`bitstack.load`, with a bar over the resident bytes."""
     import bitstack
 
-    total = container.total_bytes if budget == "auto" else container.plan(budget).resident_bytes
-    with reporter().stage("load", total, "B") as advance:
+    with reporter().stage("load", expected_bytes(container, budget), "B") as advance:
         return bitstack.load(container, budget, device, dtype, progress=advance)
+
+
+def expected_bytes(container: Container, budget: str | int) -> int:
+    """About how many bytes a load will bring. In a narrow type a model may fit where its stored bytes do not."""
+    if budget == "auto":
+        return container.total_bytes
+    try:
+        return container.plan(budget).resident_bytes
+    except BudgetError:
+        return container.minimum_bytes
 
 
 def complete(

@@ -5,7 +5,7 @@ from typing import Any
 
 from bitstack.tools import summary
 from bitstack.tools.console import reporter
-from bitstack.tools.generate_command import load_with_bar
+from bitstack.tools.generate_command import expected_bytes, load_with_bar
 from bsformat import Container, format_size
 from bsformat.errors import BudgetError
 
@@ -32,7 +32,7 @@ def measure_packed(
             if model is None:
                 model = load_with_bar(container, budget, device, dtype)
             else:
-                added = container.plan(size).resident_bytes - model.bitstack.plan.resident_bytes
+                added = expected_bytes(container, size) - model.bitstack.plan.resident_bytes
                 with reporter().stage("load", max(added, 0), "B") as advance:
                     model.bitstack.resize(budget, advance)
         except BudgetError:
