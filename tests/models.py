@@ -22,7 +22,8 @@ CHAT_TEMPLATE = (
 #: Options of `bstk pack` for a file of a few seconds' work; `tiny_bstk` is packed with them.
 PACK_OPTIONS = (
     *("--calib-tokens", "96", "--calib-window", "32", "--eval-heldout-tokens", "64", "--eval-curve-points", "3"),
-    *("--linear-ranks", "4,2,1", "--token-ranks", "4,2"),
+    *("--linear-designs", "s1 b2", "--linear-tail", "b1", "--linear-ranks", "2"),
+    *("--token-designs", "b1", "--token-tail", "b1", "--token-ranks", "4", "--tune-steps", "0"),
 )
 
 
@@ -87,7 +88,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bstk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_model`, packed: three levels in the linear layers, two in embedding and head, and a quality curve."""
+    """`tiny_model`, packed: four levels in the linear layers, two in embedding and head, and a quality curve."""
     import bitstack
 
     recipe = bitstack.Recipe().changed(

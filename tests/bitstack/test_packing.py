@@ -57,7 +57,14 @@ def test_the_same_bytes_every_time(folder: Path, recipe: bitstack.Recipe, tmp_pa
     )
     threads, given = torch.get_num_threads(), json.dumps(recipe.to_json())
     done = subprocess.run(
-        [sys.executable, "-c", f"import torch; torch.set_num_threads({threads})\n{code}", str(folder), str(third), given],
+        [
+            sys.executable,
+            "-c",
+            f"import torch; torch.set_num_threads({threads})\n{code}",
+            str(folder),
+            str(third),
+            given,
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONHASHSEED": "7"},
