@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from .calibrate import path_of
-from .collect import Collector, LinearStatistics, Statistics, TokenStatistics
-from .measure import LinearMeasure, TokenMeasure
+from .collect import Collector, Statistics
+from .kept import load_statistics, save_statistics
+from .measure import whole_loss
 from .progress import Advance
 from .runner import LayerRunner, next_token_loss
 from .targets import Target
@@ -186,11 +187,11 @@ class LayerwiseStatistics:
                 for ids_of in torch.split(self._ids[: self._counted][rest], self._batch):
                     runner.embed(ids_of)
         statistics = outside.statistics(self._counted * self._ids.shape[1], ids.numel())
-        _save(self._work, _OUTSIDE, statistics)
+        save_statistics(self._work, _OUTSIDE, statistics)
 
     def outside(self) -> Statistics:
         """Of the targets outside of the layers."""
-        return _load(self._work, _OUTSIDE, self._counted * self._ids.shape[1])
+        return load_statistics(self._work, _OUTSIDE, self._counted * self._ids.shape[1])
 
     # Moments
 
@@ -305,38 +306,3 @@ def has_fast_bfloat16() -> bool:
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)
     found: dict[str, Any] = ask()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def _save(work: WorkFolder, name: str, statistics: Statistics) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for target, linear in statistics.linear.items():
-        tensors |= {f"{target}#hessian": linear.hessian.clone(), f"{target}#output": linear.output}
-    for target, token in statistics.token.items():
-        for number, (rows, columns) in enumerate(token.terms):
-            tensors |= {f"{target}#{number}#rows": rows.clone(), f"{target}#{number}#columns": columns.clone()}
-    work.save(name, tensors)
-
-
-def _load(work: WorkFolder, name: str, tokens: int) -> Statistics:
-    tensors = work.load(name)
-    out = Statistics({}, {}, tokens)
-    for key in tensors:
-        target, _, rest = key.partition("#")
-        if rest == "hessian":
-            out.linear[target] = LinearStatistics(tensors[key], tensors[f"{target}#output"])
-        elif rest.endswith("#rows"):
-            out.token.setdefault(target, TokenStatistics())
-    for target, token in out.token.items():
-        count = sum(key.startswith(f"{target}#") and key.endswith("#rows") for key in tensors)
-        token.terms += [(tensors[f"{target}#{n}#rows"], tensors[f"{target}#{n}#columns"]) for n in range(count)]
-    return out
-
-
-def whole_loss(weight: torch.Tensor, target: Target, statistics: Statistics) -> torch.Tensor:
-    """The estimated loss of a target [M, N] that is all zeros."""
-    if target.by_token:
-        uses = tuple((w[None].to(weight.device), a.to(weight.device)) for w, a in statistics.token[target.name].terms)
-        return TokenMeasure(uses).rows(weight[None]).sum()
-    own = statistics.linear[target.name]
-    measure = LinearMeasure(own.hessian[None].to(weight.device), own.output[None].to(weight.device))
-    return measure.rows(weight[None]).sum()

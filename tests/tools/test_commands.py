@@ -44,7 +44,7 @@ def test_pack_says_what_came_out(bstk: Bstk, tiny_model: Path, tmp_path: Path, t
         assert container.root in ended.out
         assert container.metadata.extra["calibration"]["text"] == text_file.name
         assert container.metadata.extra["recipe"]["decompose"]["linear"]["walk"] is False
-        assert container.metadata.extra["recipe"]["decompose"]["linear"]["ranks"] == [4, 2, 1]
+        assert container.metadata.extra["recipe"]["decompose"]["linear"]["designs"] == ["s1 b2"]
     assert str(output) in ended.out
     assert f"{output.stat().st_size:,} bytes" in ended.out
     assert "16 tensors" in ended.out
