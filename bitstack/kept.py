@@ -1,4 +1,4 @@
-"""Statistics of a model in a work folder."""
+"""Statistics as a work folder keeps them."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .work import WorkFolder
 
 
 def save_statistics(work: WorkFolder, name: str, statistics: Statistics) -> None:
-    """Keep them under a name."""
+    """Keep the statistics of some targets as one step."""
     tensors: dict[str, torch.Tensor] = {}
     for target, linear in statistics.linear.items():
         tensors |= {f"{target}#hessian": linear.hessian.clone(), f"{target}#output": linear.output}
@@ -18,7 +18,7 @@ def save_statistics(work: WorkFolder, name: str, statistics: Statistics) -> None
 
 
 def load_statistics(work: WorkFolder, name: str, tokens: int) -> Statistics:
-    """What was kept under a name, of so many tokens."""
+    """What `save_statistics` kept, taken from so many tokens."""
     tensors = work.load(name)
     out = Statistics({}, {}, tokens)
     for key in tensors:

@@ -17,7 +17,7 @@ import torch
 from .calibrate import path_of
 from .collect import Collector, Statistics
 from .kept import load_statistics, save_statistics
-from .measure import LinearMeasure, TokenMeasure
+from .measure import whole_loss
 from .progress import Advance
 from .runner import LayerRunner, next_token_loss
 from .targets import Target
@@ -308,13 +308,3 @@ def has_fast_bfloat16() -> bool:
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)
     found: dict[str, Any] = ask()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def whole_loss(weight: torch.Tensor, target: Target, statistics: Statistics) -> torch.Tensor:
-    """The estimated loss of a target [M, N] that is all zeros."""
-    if target.by_token:
-        uses = tuple((w[None].to(weight.device), a.to(weight.device)) for w, a in statistics.token[target.name].terms)
-        return TokenMeasure(uses).rows(weight[None]).sum()
-    own = statistics.linear[target.name]
-    measure = LinearMeasure(own.hessian[None].to(weight.device), own.output[None].to(weight.device))
-    return measure.rows(weight[None]).sum()

@@ -6,7 +6,9 @@ from typing import Final, Protocol
 
 import torch
 
+from .collect import Statistics
 from .scales import Scales
+from .targets import Target
 from .walk import Walker
 
 #: What every row of a token matrix weighs at least, relative to the mean.
@@ -105,3 +107,13 @@ def token_scales(uses: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Scales:
 def with_floor(weights: torch.Tensor) -> torch.Tensor:
     """Row weights of a use, none below a share of their mean: a token that the text lacks will come one day."""
     return weights + FREQUENCY_FLOOR * weights.mean()
+
+
+def whole_loss(weight: torch.Tensor, target: Target, statistics: Statistics) -> torch.Tensor:
+    """The estimated loss of a target [M, N] that is all zeros."""
+    if target.by_token:
+        uses = tuple((w[None].to(weight.device), a.to(weight.device)) for w, a in statistics.token[target.name].terms)
+        return TokenMeasure(uses).rows(weight[None]).sum()
+    own = statistics.linear[target.name]
+    measure = LinearMeasure(own.hessian[None].to(weight.device), own.output[None].to(weight.device))
+    return measure.rows(weight[None]).sum()

@@ -16,7 +16,8 @@ from .checkpoint import one_line
 from .collect import Statistics
 from .design import Judge, worths_at
 from .evaluation import perplexity
-from .layerwise import LayerwiseStatistics, whole_loss
+from .layerwise import LayerwiseStatistics
+from .measure import whole_loss
 from .outline import Outline, Tensors
 from .packing import chain_options
 from .progress import Advance, Reporter

@@ -1,4 +1,4 @@
-"""Matrices as chains: what is reported of a chain is what its bytes rebuild, and the best of what was tried is taken."""
+"""Matrices as chains: what is reported is what the bytes rebuild, and the best of what was tried is taken."""
 
 import math
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """Designs: their notation, and what they are worth."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,8 @@ def test_the_notation() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["b0", "b7", "b-1", "b1.5", "b", "s0", "s-1", "s10.1", "snan", "sinf", "s", "x3", "3", "B3", "b2,b3", "b2 q"]
+    "text",
+    ["b0", "b7", "b-1", "b1.5", "b", "s0", "s-1", "s10.1", "snan", "sinf", "s", "x3", "3", "B3", "b2,b3", "b2 q"],
 )
 def test_what_is_no_stage(text: str) -> None:
     wrong = text.split()[-1]
@@ -68,7 +70,7 @@ def test_emphasis() -> None:
 def test_more_levels_never_cost_more(losses: list[float], worths: list[float], emphasis: float) -> None:
     judge = Judge(tuple(worths), emphasis)
     costs = [judge.cost(losses[: n + 1], [7] * n) for n in range(len(losses))]
-    assert all(b <= a for a, b in zip(costs, costs[1:], strict=False))
+    assert all(b <= a for a, b in pairwise(costs))
 
 
 def test_sizes_and_losses_must_match() -> None:
@@ -111,7 +113,7 @@ def test_nothing_to_lose() -> None:
 def test_the_worth_falls_with_the_bits(matrices: list[tuple[int, float]], bits: list[float]) -> None:
     found = worths_at(sorted(bits), matrices)
     assert all(w > 0 for w in found)
-    assert all(b <= a for a, b in zip(found, found[1:], strict=False))
+    assert all(b <= a for a, b in pairwise(found))
     # What is given out at each worth is what was asked for.
     for wanted, worth in zip(sorted(bits), found, strict=True):
         given = sum(n * max(math.log10(SLOPE * loss / n / worth), 0) / DECADES for n, loss in matrices)

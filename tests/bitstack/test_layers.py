@@ -44,7 +44,9 @@ def _make(
     for group in range(tensor.n_chains):
         part = slice(group * group_rows, (group + 1) * group_rows)
         own = Scales(scales[0].row[part], scales[group if own_columns else 0].col)
-        levels = chain(weight[part], own, Options(ranks=(3, 2, 1), factors=(factors,), walk=False, method="paper"), seed=group)
+        levels = chain(
+            weight[part], own, Options(ranks=(3, 2, 1), factors=(factors,), walk=False, method="paper"), seed=group
+        )
         stored.append([(level.form, _bytes(level.data)) for level in levels])
     return packed, stored
 

@@ -327,3 +327,28 @@ def test_every_evaluation_is_reported(folder: Path, tmp_path: Path) -> None:
 
     bitstack.pack(folder, tmp_path / "x.bstk", recipe=load_recipe("reference").changed(TINY), report=Report())
     assert done == [32] * (1 + LINEAR * 3)
+
+
+def test_planes_are_measured_with_the_magnitudes_before_them(folder: Path, tmp_path: Path) -> None:
+    """This project's chains in the paper's order: every level of sign blocks, planes and sparse blocks is there."""
+    recipe = bitstack.Recipe().changed(
+        {name: value for name, value in TINY.items() if name != "decompose.linear.ranks"}
+        | {"decompose.linear.designs": ("s1 b2",), "decompose.token.designs": ("b1",), "tune.steps": 0}
+        | {
+            f"decompose.{part}.{name}": value
+            for part in ("linear", "token")
+            for name, value in {"tail": "b2", "ranks": (2,), "stretches": (1.0,)}.items()
+        }
+        | {"order.method": "average"}
+    )
+    path = bitstack.pack(folder, tmp_path / "x.bstk", recipe=recipe).path
+    with bsformat.open(path) as container:
+        levels = container.index.level[container.index.required :].tolist()
+        assert levels == sorted(levels)
+        assert {f.kind for f in container.metadata.forms} == {"raw", "sign", "plane", "sparse"}
+        model = open_checkpoint(folder).model
+        sweep(container, model, lambda: 2.0, 1)
+        loaded = bitstack.load(container, "500%", "cpu", torch.float32)
+        ids = torch.arange(20)[None]
+        with torch.inference_mode():
+            torch.testing.assert_close(model(ids).logits, loaded(ids).logits, rtol=1e-3, atol=1e-3)
