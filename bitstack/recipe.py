@@ -186,8 +186,10 @@ class Recipe(Section):
             yield native and not chains.absolute, f"{path}.absolute", f"false needs {path}.method paper"
         raw = self.decompose.linear.mode == self.decompose.token.mode == "raw"
         yield raw, "decompose.token.mode", "raw for linear and token leaves nothing to pack: set one of them to pack"
-        blind = self.order.method == "worth" and self.calib.gradient_tokens == 0
-        yield blind, "calib.gradient_tokens", "order.method worth needs gradients: set it to 1 or more"
+        chosen = any(c.method == "native" and c.mode == "pack" for c in (self.decompose.linear, self.decompose.token))
+        blind = self.calib.gradient_tokens == 0 and (chosen or self.order.method == "worth")
+        what = "order.method worth" if self.order.method == "worth" else "decompose.*.method native"
+        yield blind, "calib.gradient_tokens", f"{what} needs gradients: set it to 1 or more"
         greedy = self.order.method == "greedy" and self.order.sweep_tokens < 2
         yield greedy, "order.sweep_tokens", "order.method greedy measures perplexity: set it to 2 or more"
 
