@@ -14,13 +14,16 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bitstack import kernels
 
 from .packed import PackedTensor
 
 #: Rows of logits that are compared at once.
-_ROWS: Final = 256
+_ROWS: Final = 128
+#: Tokens that go through the model at once: bounds the memory of activations and logits.
+_TOKENS: Final = 512
 _WARMUP: Final = 10
 _LAST_RATE: Final = 0.05
 _BETAS: Final = (0.9, 0.95)
@@ -147,14 +150,20 @@ def tune(
         for number, budget in zip(order.tolist(), chosen, strict=True):
             for name, tensor in tensors.items():
                 tensor.use(levels[budget][name])
-            ids = windows[number : number + 1].to(device)
-            with torch.no_grad():
-                wanted = teacher(ids)
-            changed = {name: v * torch.exp(changes[name]) for name, v in vectors.items()}
-            out = torch.func.functional_call(model, changed, (), {"input_ids": ids, "use_cache": False}, strict=False)
-            loss = _divergence(out.logits[0], wanted[0])
+            total = 0.0
+            for ids in torch.split(windows[number : number + 1].to(device), _TOKENS, dim=1):
+                with torch.no_grad():
+                    wanted = teacher(ids)
+                changed = {name: v * torch.exp(changes[name]) for name, v in vectors.items()}
+                inputs = {"input_ids": ids, "use_cache": False}
+                out = torch.func.functional_call(model, changed, (), inputs, strict=False)
+                loss = _divergence(out.logits[0], wanted[0]) / windows.shape[1]
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
             # Divided by its own root, a step counts alike at small and at large budgets.
-            (loss / loss.detach().sqrt().clamp_min(1e-12)).backward()  # type: ignore[no-untyped-call]
+            for parameter in [*scales, *changes.values()]:
+                if parameter.grad is not None:
+                    parameter.grad /= max(total, 1e-24) ** 0.5
             adam.step()
             adam.zero_grad(set_to_none=True)
             pace.step()
@@ -168,12 +177,17 @@ def _pace(step: int, steps: int) -> float:
 
 
 def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean Kullback-Leibler divergence of the student's next-token distributions from the teacher's."""
+    """Summed Kullback-Leibler divergence of the student's next-token distributions from the teacher's."""
     total = torch.zeros((), device=student.device)
     for s, t in zip(torch.split(student, _ROWS), torch.split(teacher, _ROWS), strict=True):
-        wanted = torch.log_softmax(t.float(), -1)
-        total = total + nn.functional.kl_div(torch.log_softmax(s.float(), -1), wanted, log_target=True, reduction="sum")
-    return total / len(student)
+        # Computed again on the way back: kept, the distributions would take several times the logits.
+        total = total + checkpoint(_part_of_divergence, s, t, use_reentrant=False)
+    return total
+
+
+def _part_of_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    wanted, got = torch.log_softmax(teacher.float(), -1), torch.log_softmax(student.float(), -1)
+    return nn.functional.kl_div(got, wanted, log_target=True, reduction="sum")
 
 
 def _results(
