@@ -46,8 +46,8 @@ QUICK: Final = {
     "calib.window": 512,
     "decompose.linear.designs": ("s0.3 b3 s0.5 b2", "s1 b3 s0.5 b2"),
     "decompose.token.designs": ("b1 b1 b1 b1 b1 b1",),
-    "tune.steps": 16,
-    "eval.heldout_tokens": 4096,
+    "tune.steps": 8,
+    "eval.heldout_tokens": 2048,
 }
 
 
