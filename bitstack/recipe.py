@@ -19,7 +19,7 @@ from .settings import Section, Setting, checked, merged, option, plain, settings
 #: Levels of one chain, at most.
 _MOST_LEVELS = 64
 
-#: Designs worth trying, measured on SmolLM2-135M (docs/quality.md).
+#: From few bits at first, for small budgets, to many at once, for large ones; more or fewer entries for tails.
 LINEAR_DESIGNS = ("s0.3 b3 s0.5 b2", "s1 b3 s0.5 b2", "s0.3 b4 s0.5 b3", "s1 b4 s0.5 b3", "s0.3 b2 b3", "s0.3 b2 b2")
 #: Errors in an embedding grow faster than their estimate: bits come one by one there.
 TOKEN_DESIGNS = ("b1 b1 b1 b1 b1 b1", "s0.2 b1 b1 b1 b1 b1 b1")

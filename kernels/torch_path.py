@@ -23,7 +23,7 @@ from .sparse import SparseBlock
 from .torch_sparse import add_entries, add_products
 
 TILE: Final = 1 << 19
-"""Elements of a tile of W, unless one row is larger; each takes 9.5 bytes of workspace."""
+"""Elements of a tile of W, unless one row is larger; each takes 10.5 bytes of workspace."""
 TABLE: Final = 3 << 18
 """Float32 entries of the table of sums (3 MiB), unless one byte column needs more."""
 WIDTH: Final = 8
