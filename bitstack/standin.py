@@ -5,6 +5,7 @@ module keeps its own forward, whatever that adds: the product and the look-up go
 function not known here gets the matrix rebuilt. The answer is the same either way; only the workspace differs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
@@ -42,7 +43,7 @@ class Source(Protocol):
         ...
 
 
-class StandIn:
+class StandIn(ABC):
     """What matrices and stacks of matrices share: all that a tensor of this shape is asked for without computing."""
 
     shape: torch.Size
@@ -50,9 +51,9 @@ class StandIn:
     device: torch.device
     requires_grad: Final = False
 
+    @abstractmethod
     def dense(self) -> torch.Tensor:
         """The tensor that this stands for, rebuilt."""
-        raise NotImplementedError
 
     @property
     def ndim(self) -> int:

@@ -6,6 +6,7 @@ nearest where they are to be quantised. GPTQ calibrates each layer on the output
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .libraries import need
 from .rtn import Rtn
 
 
-class _Library:
+class _Library(ABC):
     """What both have in common.
 
     Attributes:
@@ -83,8 +84,9 @@ class _Library:
             )
         return _changes(subject, model, names, arguments)
 
+    @abstractmethod
     def _modifiers(self, groups: dict[str, Any]) -> list[Any]:
-        raise NotImplementedError
+        """What the library is to do with these groups of layers."""
 
 
 @dataclass(frozen=True, slots=True)
