@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -59,19 +60,12 @@ def make_blocks(
         check_finite(matrix, target.name)
         matrices.append(matrix)
     scales = [_scales(t, statistics, options) for t in targets]
-    if targets[0].by_token:
-        chains = [
-            _token(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)
-        ]
-    elif targets[0].group_rows < targets[0].rows:
-        chains = [
-            _stack(t, m, s, statistics, options, judge, seed) for t, m, s in zip(targets, matrices, scales, strict=True)
-        ]
-    else:
-        chains = [[made] for made in _linear(targets, matrices, scales, statistics, options, judge, seed)]
-    for step, scale, made in zip(steps, scales, chains, strict=True):
+    problems = _problems(targets, matrices, scales, statistics, seed)
+    chains = (chain for problem in problems for chain in _chains(problem, options, judge))
+    for step, target, scale in zip(steps, targets, scales, strict=True):
+        own = list(islice(chains, -(-target.rows // target.group_rows)))
         if not work.has(step):  # an earlier run has kept the same
-            _keep(work, step, scale, made)
+            _keep(work, step, scale, own)
 
 
 def _scales(target: Target, statistics: Statistics, options: Options) -> Scales:
@@ -83,76 +77,50 @@ def _scales(target: Target, statistics: Statistics, options: Options) -> Scales:
     return reference.chosen_scales(found, options.scales)
 
 
-def _linear(
+def _problems(
     targets: Sequence[Target],
     matrices: Sequence[torch.Tensor],
     scales: Sequence[Scales],
     statistics: Statistics,
-    options: Options,
-    judge: Judge,
     seed: int,
-) -> list[Made]:
-    own = [statistics.linear[t.name] for t in targets]
-    device = matrices[0].device
-    hessians, outputs = [s.hessian.to(device) for s in own], [s.output.to(device) for s in own]
-    together = max(1, _TOGETHER[device.type] // matrices[0].numel())
-    made: list[Made] = []
+) -> Iterator[Problem]:
+    """All chains of some targets of one shape, in their order, as many together as memory allows."""
+    device, target = matrices[0].device, targets[0]
+    together = max(1, _TOGETHER[device.type] // (target.group_rows * target.columns))
+    if target.by_token or target.group_rows < target.rows:
+        for target, matrix, scale in zip(targets, matrices, scales, strict=True):
+            for spans in _runs(target, together):
+                measure = _measure_of_groups(target, statistics, spans, device)
+                own = [Scales(scale.row[span], scale.col) for span in spans]
+                yield Problem.of([matrix[span] for span in spans], own, measure, seed)
+        return
+    linear = [statistics.linear[t.name] for t in targets]
     for first in range(0, len(targets), together):
         part = slice(first, first + together)
-        measure = LinearMeasure(torch.stack(hessians[part]), torch.stack(outputs[part]))
-        made += _chains(Problem.of(matrices[part], scales[part], measure, seed), options, judge)
-    return made
+        hessian = torch.stack([s.hessian.to(device) for s in linear[part]])
+        output = torch.stack([s.output.to(device) for s in linear[part]])
+        yield Problem.of(matrices[part], scales[part], LinearMeasure(hessian, output), seed)
 
 
-def _stack(
-    target: Target,
-    matrix: torch.Tensor,
-    scales: Scales,
-    statistics: Statistics,
-    options: Options,
-    judge: Judge,
-    seed: int,
-) -> list[Made]:
-    """The experts of one layer: each a chain, all with one Hessian."""
+def _runs(target: Target, together: int) -> Iterator[list[slice]]:
+    """The rows of each chain of a target, in runs of chains of one length."""
+    starts = range(0, target.rows, target.group_rows)
+    spans = [slice(start, min(start + target.group_rows, target.rows)) for start in starts]
+    last = [spans.pop()] if target.rows % target.group_rows else []  # a shorter group is a problem of its own
+    for first in range(0, len(spans), together):
+        yield spans[first : first + together]
+    if last:
+        yield last
+
+
+def _measure_of_groups(target: Target, statistics: Statistics, spans: Sequence[slice], device: torch.device) -> Measure:
+    """Of groups of token ids, or of experts, which share one Hessian."""
+    if target.by_token:
+        uses = [(with_floor(w), a.to(device)) for w, a in statistics.token[target.name].terms]
+        return TokenMeasure(tuple((torch.stack([w[span] for span in spans]).to(device), a) for w, a in uses))
     own = statistics.linear[target.name]
-    count, rows = target.rows // target.group_rows, target.group_rows
-    hessian = own.hessian.to(matrix.device)[None]
-    output = own.output.to(matrix.device).view(count, rows)
-    weights = matrix.view(count, rows, -1)
-    together = max(1, _TOGETHER[matrix.device.type] // weights[0].numel())
-    made: list[Made] = []
-    for first in range(0, count, together):
-        part = range(first, min(first + together, count))
-        mine = [Scales(scales.row[i * rows : (i + 1) * rows], scales.col) for i in part]
-        measure = LinearMeasure(hessian, output[part.start : part.stop])
-        made += _chains(Problem.of([weights[i] for i in part], mine, measure, seed), options, judge)
-    return made
-
-
-def _token(
-    target: Target,
-    matrix: torch.Tensor,
-    scales: Scales,
-    statistics: Statistics,
-    options: Options,
-    judge: Judge,
-    seed: int,
-) -> list[Made]:
-    """Embeddings and output heads: groups of rows, each a chain."""
-    device = matrix.device
-    uses = [(with_floor(w).to(device), a.to(device)) for w, a in statistics.token[target.name].terms]
-    size, made = target.group_rows, []
-    together = max(1, _TOGETHER[device.type] // (size * target.columns))
-    starts = list(range(0, target.rows, size))
-    last = [starts.pop()] if target.rows % size else []  # a shorter group is a problem of its own
-    for run in [*(starts[i : i + together] for i in range(0, len(starts), together)), last]:
-        if not run:
-            continue
-        spans = [slice(start, min(start + size, target.rows)) for start in run]
-        mine = [Scales(scales.row[span], scales.col) for span in spans]
-        measure = TokenMeasure(tuple((torch.stack([w[span] for span in spans]), a) for w, a in uses))
-        made += _chains(Problem.of([matrix[span] for span in spans], mine, measure, seed), options, judge)
-    return made
+    output = torch.stack([own.output[span] for span in spans]).to(device)
+    return LinearMeasure(own.hessian.to(device)[None], output)
 
 
 def _chains(problem: Problem, options: Options, judge: Judge) -> list[Made]:

@@ -90,7 +90,7 @@ def _cut(ids: torch.Tensor, count: int, steps: int, heldout: int, name: str) -> 
         )
     rest = total - min(heldout, max(1, total // 5))
     # Tuning wants windows that the statistics have not seen; of a short text it gets a third.
-    steps = min(steps, max(0, rest - count), rest) if rest >= count + steps else min(steps, rest // 3)
+    steps = steps if rest >= count + steps else min(steps, rest // 3)
     count = min(count, rest - steps)
     chosen = torch.arange(count) * rest // count
     free = torch.ones(rest, dtype=torch.bool)

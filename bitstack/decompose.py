@@ -163,7 +163,7 @@ def _decompose(problem: Problem, search: Search) -> list[Chained]:
     root = _State(problem.weight, [[v] for v in start], [[] for _ in start], [[] for _ in start])
     best: list[tuple[float, int] | None] = [None] * count
     ends: dict[int, _State] = {}
-    for number, (_, state) in enumerate(_leaves(problem, root, search.designs, run)):
+    for number, state in enumerate(_leaves(problem, root, search.designs, run)):
         ends[number] = state
         for i in range(count):
             cost = search.judge.cost(state.losses[i], state.sizes[i])
@@ -183,14 +183,14 @@ def _decompose(problem: Problem, search: Search) -> list[Chained]:
     return [chain for chain in done if chain is not None]
 
 
-def _leaves(problem: Problem, state: _State, designs: Sequence[Design], run: "_Run") -> Iterator[tuple[Design, _State]]:
-    """All designs carried out; what they begin with alike is done once."""
+def _leaves(problem: Problem, state: _State, designs: Sequence[Design], run: "_Run") -> Iterator[_State]:
+    """The ends of all designs carried out; what they begin with alike is done once."""
     heads: dict[Stage, list[Design]] = {}
     for design in dict.fromkeys(designs):
         if design:
             heads.setdefault(design[0], []).append(design[1:])
         else:
-            yield design, state
+            yield state
     for stage, rests in heads.items():
         yield from _leaves(problem, run.stage(problem, state, stage, None), rests, run)
 
