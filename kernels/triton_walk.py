@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles import jit
+from .tiles import jit, on_device
 
 #: Rows of a matrix that one program walks.
 _ROWS = 32
@@ -58,17 +58,18 @@ def walk_columns(
     """See `walk.walk_columns`; ``left`` is read only."""
     columns, matrices, rows = left.shape
     factor = factor.contiguous()
-    _walk[(matrices, triton.cdiv(rows, _ROWS))](
-        left,
-        step,
-        factor,
-        codes,
-        errors,
-        rows,
-        columns,
-        matrices * rows,
-        0 if len(factor) == 1 else columns * columns,
-        2.0**bits - 1,
-        ROWS=_ROWS,
-        COLUMNS=triton.next_power_of_2(columns),
-    )
+    with on_device(left.device):
+        _walk[(matrices, triton.cdiv(rows, _ROWS))](
+            left,
+            step,
+            factor,
+            codes,
+            errors,
+            rows,
+            columns,
+            matrices * rows,
+            0 if len(factor) == 1 else columns * columns,
+            2.0**bits - 1,
+            ROWS=_ROWS,
+            COLUMNS=triton.next_power_of_2(columns),
+        )

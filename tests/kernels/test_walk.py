@@ -64,3 +64,12 @@ def test_every_code_is_the_nearest_to_its_target(
     for other in (-2, 2):  # no neighbour is nearer, but for rounding
         neighbour = (codes.double().cpu() + other).clamp(1 - 2**bits, 2**bits - 1) * 2.0 ** (1 - bits) * exact
         assert bool(((wanted - value).abs() <= (wanted - neighbour).abs() + 1e-3).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_device_that_is_not_the_current_one() -> None:
+    problem = _problem(37, 3, 70, True, torch.device("cpu"))
+    one, other = (_run(*(t.to(f"cuda:{i}") for t in problem), 3, "triton") for i in (0, 1))
+    assert torch.equal(one[0].cpu(), other[0].cpu())
+    assert torch.equal(one[1].cpu(), other[1].cpu())
