@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from bitstack import kernels
 
@@ -157,7 +156,7 @@ def tune(
                 changed = {name: v * torch.exp(changes[name]) for name, v in vectors.items()}
                 inputs = {"input_ids": ids, "use_cache": False}
                 out = torch.func.functional_call(model, changed, (), inputs, strict=False)
-                loss = _divergence(out.logits[0], wanted[0]) / windows.shape[1]
+                loss = _Divergence.apply(out.logits[0], wanted[0]) / windows.shape[1]  # type: ignore[no-untyped-call]
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             # Divided by its own root, a step counts alike at small and at large budgets.
@@ -176,18 +175,29 @@ def _pace(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARMUP) * (_LAST_RATE + (1 - _LAST_RATE) * wave)
 
 
-def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Summed Kullback-Leibler divergence of the student's next-token distributions from the teacher's."""
-    total = torch.zeros((), device=student.device)
-    for s, t in zip(torch.split(student, _ROWS), torch.split(teacher, _ROWS), strict=True):
-        # Computed again on the way back: kept, the distributions would take several times the logits.
-        total = total + checkpoint(_part_of_divergence, s, t, use_reentrant=False)
-    return total
+class _Divergence(torch.autograd.Function):
+    """Summed Kullback-Leibler divergence of the student's next-token distributions from the teacher's.
 
+    The gradient is known on the way forward and takes the place of the teacher's logits: nothing else so large is held.
+    """
 
-def _part_of_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    wanted, got = torch.log_softmax(teacher.float(), -1), torch.log_softmax(student.float(), -1)
-    return nn.functional.kl_div(got, wanted, log_target=True, reduction="sum")
+    @staticmethod
+    def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Of logits [T, V] each; ``teacher`` is written over where its type is the student's."""
+        gradient = teacher if teacher.dtype == student.dtype else torch.empty_like(student)
+        total = torch.zeros((), device=student.device)
+        for s, t, g in zip(*(torch.split(logits, _ROWS) for logits in (student, teacher, gradient)), strict=True):
+            wanted, got = torch.log_softmax(t.float(), -1), torch.log_softmax(s.float(), -1)
+            total += nn.functional.kl_div(got, wanted, log_target=True, reduction="sum")
+            g.copy_(got.exp_().sub_(wanted.exp_()))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Of the student's logits only."""
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(outer[0]), None
 
 
 def _results(
