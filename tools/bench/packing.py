@@ -1,8 +1,8 @@
 """What packing a large model costs: ``python -m bitstack.tools.bench.packing --device cuda``.
 
 A model of the shape of Llama 3.1 8B, made of random weights layer by layer on the device. Every layer goes through what
-packing does with it: second moments of activations (random ones here), then chains of blocks for all of its matrices,
-packing does with it: second moments of activations (random ones here), then chains of blocks for all its matrices,
+packing does with it: second moments of activations (random ones here), then chains of blocks for all its matrices, one
+matrix at a time. The embedding comes last.
 """
 
 import argparse
