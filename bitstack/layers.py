@@ -67,8 +67,7 @@ class BitStackLinear(_Packed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features], in x's type."""
-        y = self.packed.linear(x)
-        return y if self.bias is None else y + self.bias
+        return self.packed.linear(x, bias=self.bias)
 
     def extra_repr(self) -> str:
         """Shape and what is resident."""

@@ -18,10 +18,14 @@ class PackedTensor:
 
     Args:
         tensor: what the file says of it.
+        room: what any of its chains may come to hold, so that on a GPU one table does for all of its states; by default
+            the table is made anew when it must grow.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, room: kernels.Room | None = None) -> None:
         self.tensor = tensor
+        self._room = room
+        self._table: kernels.Table | None = None
         self.row_scale: torch.Tensor | None = None
         self.col_scale: torch.Tensor | None = None
         self._payloads: list[list[tuple[Form, torch.Tensor]]] = [[] for _ in range(tensor.n_chains)]
@@ -53,19 +57,35 @@ class PackedTensor:
         self.col_scale = self.col_scale if col_scale is None else col_scale
         if self.row_scale is not None and self.col_scale is not None:
             self._chains = [self._chain(group) for group in range(self.tensor.n_chains)]
+            self._table = None
 
     def push(self, group: int, form: Form, payload: torch.Tensor) -> None:
         """Add the next level of a chain: uint8, flat, on the device of the scales. It is kept, not copied."""
         if not self._chains:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
-        self._chains[group] = self._chains[group].add(form.kind, payload, form.rank, form.factors)
         self._payloads[group].append((form, payload))
+        self._set(group, self._chains[group].add(form.kind, payload, form.rank, form.factors))
 
     def pop(self, group: int) -> None:
         """Drop the last level of a chain; its memory is freed when no computation uses it any more."""
         chain = self._chains[group]
-        self._chains[group] = replace(chain, blocks=chain.blocks[:-1])
+        self._set(group, replace(chain, blocks=chain.blocks[:-1]))
         self._payloads[group].pop()
+
+    def _set(self, group: int, chain: kernels.Chain) -> None:
+        self._chains[group] = chain
+        if self._table is not None and self._room is not None:
+            self._table.update(chain, group)
+        else:
+            self._table = None
+
+    def _matrix(self, group: int | None) -> kernels.Chain | kernels.Table:
+        """What the kernels compute on: one chain, or the table of all of them."""
+        if group is not None or (self.device.type != "cuda" and len(self._chains) == 1):
+            return self._chains[group or 0]
+        if self._table is None:
+            self._table = kernels.Table(self._chains, self._room, row_scale=self.row_scale, col_scale=self.col_scale)
+        return self._table
 
     def _chain(self, group: int) -> kernels.Chain:
         if self.row_scale is None or self.col_scale is None:
@@ -90,31 +110,18 @@ class PackedTensor:
         self._payloads = [[(form, move(data)) for form, data in group] for group in self._payloads]
         self.set_scales(moved(self.row_scale), moved(self.col_scale))
 
-    def linear(self, x: torch.Tensor, group: int | None = None) -> torch.Tensor:
-        """x·Wᵀ: [..., columns] -> [..., rows], in x's type; with the rows of one chain only if ``group`` names it."""
-        chains = self._chains if group is None else [self._chains[group]]
-        parts = [kernels.linear(x, chain) for chain in chains]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    def linear(self, x: torch.Tensor, group: int | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x·Wᵀ + bias: [..., columns] -> [..., rows], in x's type; or those rows that one chain has."""
+        return kernels.linear(x, self._matrix(group), bias=bias)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of W by number: [...] -> [..., columns]."""
-        flat = ids.reshape(-1)
-        if len(self._chains) == 1:
-            out = kernels.rows(self._chains[0], flat, dtype=dtype)
-        else:
-            out = torch.empty(len(flat), self.tensor.columns, dtype=dtype, device=flat.device)
-            group = flat // self.tensor.group_rows
-            for number in torch.unique(group).tolist():
-                chosen = (group == number).nonzero().squeeze(1)
-                local = flat[chosen] - number * self.tensor.group_rows
-                out[chosen] = kernels.rows(self._chains[number], local, dtype=dtype)
+        out = kernels.rows(self._matrix(None), ids.reshape(-1), dtype=dtype)
         return out.view(*ids.shape, self.tensor.columns)
 
     def matrix(self, dtype: torch.dtype = torch.float32, group: int | None = None) -> torch.Tensor:
         """W [rows, columns], rebuilt; or the rows of one chain."""
-        chains = self._chains if group is None else [self._chains[group]]
-        parts = [kernels.rebuild(chain, dtype=dtype) for chain in chains]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return kernels.rebuild(self._matrix(group), dtype=dtype)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The model's parameter, rebuilt, in its own shape and orientation."""

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
+from bitstack import kernels
 from bsformat import Block, Container, Tensor
 from bsformat.errors import BstkError, ModelError
 
@@ -43,6 +45,26 @@ _CODE: Final = frozenset(
 _patching = threading.Lock()
 
 
+class _Rooms:
+    """What the chains of the tensors of a file come to hold when all of its blocks are resident."""
+
+    def __init__(self, container: Container) -> None:
+        index, forms = container.index, container.metadata.forms
+        ranks = np.array([max(1, form.rank) for form in forms], dtype=np.int64)
+        taken = np.array([kernels.segments(int(rank)) for rank in ranks], dtype=np.int64)
+        chains = container.metadata.n_chains
+        self._segments = np.bincount(index.chain, weights=taken[index.form], minlength=chains).astype(np.int64)
+        self._rank = np.ones(chains, dtype=np.int64)
+        np.maximum.at(self._rank, index.chain, ranks[index.form])
+        self._sparse = np.zeros(chains, dtype=bool)
+        self._sparse[index.chain[np.array([form.kind == "sparse" for form in forms])[index.form]]] = True
+
+    def of(self, tensor: Tensor) -> kernels.Room:
+        """Of the fullest chain of a packed tensor."""
+        own = slice(tensor.first_chain, tensor.first_chain + tensor.n_chains)
+        return kernels.Room(int(self._segments[own].max()), int(self._rank[own].max()), bool(self._sparse[own].any()))
+
+
 class Shell:
     """A model that takes blocks: what the loader fills.
 
@@ -55,6 +77,7 @@ class Shell:
         self.container, self.device, self.dtype = container, device, dtype
         self.model = _empty_model(container, dtype)
         self._packed: dict[str, PackedTensor] = {}
+        self._rooms = _Rooms(container)
         self._scale_of: dict[str, list[tuple[PackedTensor, str]]] = {}
         for tensor in container.model_tensors.values():
             if tensor.packed:
@@ -114,7 +137,7 @@ class Shell:
         return [name, *(alias for alias, target in self.container.metadata.aliases.items() if target == name)]
 
     def _install(self, tensor: Tensor) -> None:
-        packed = PackedTensor(tensor)
+        packed = PackedTensor(tensor, self._rooms.of(tensor))
         self._packed[tensor.name] = packed
         for number, which in ((tensor.row_scale, "row_scale"), (tensor.col_scale, "col_scale")):
             self._scale_of.setdefault(self.container.tensors[number].name, []).append((packed, which))

@@ -88,13 +88,15 @@ class TunedTensor(PackedTensor):
         rows = slice(group * self.tensor.group_rows, (group + 1) * self.tensor.group_rows)
         return self._core[rows], row[rows], col if col.ndim == 1 else col[group]
 
-    def linear(self, x: torch.Tensor, group: int | None = None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, group: int | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
         """See `PackedTensor.linear`; differentiable."""
         core, row, col = self._part(group)
         if col.ndim == 2:
-            return nn.functional.linear(x, core * (row[:, None] * col).to(core.dtype))
-        scaled = (x * col.to(x.dtype)).to(core.dtype)
-        return (nn.functional.linear(scaled, core) * row.to(core.dtype)).to(x.dtype)
+            y = nn.functional.linear(x, core * (row[:, None] * col).to(core.dtype))
+        else:
+            scaled = (x * col.to(x.dtype)).to(core.dtype)
+            y = (nn.functional.linear(scaled, core) * row.to(core.dtype)).to(x.dtype)
+        return y if bias is None else y + bias
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """See `PackedTensor.rows`; differentiable."""
@@ -156,8 +158,8 @@ def tune(
                 changed = {name: v * torch.exp(changes[name]) for name, v in vectors.items()}
                 inputs = {"input_ids": ids, "use_cache": False}
                 out = torch.func.functional_call(model, changed, (), inputs, strict=False)
-                loss = _Divergence.apply(out.logits[0], wanted[0]) / windows.shape[1]  # type: ignore[no-untyped-call]
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = _Divergence.apply(out.logits[0], wanted[0]) / windows.shape[1]
+                loss.backward()
                 total += float(loss.detach())
             # Divided by its own root, a step counts alike at small and at large budgets.
             for parameter in [*scales, *changes.values()]:

@@ -13,17 +13,21 @@ from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
 from .dispatch import available_backends, linear, rebuild, rows
 from .sparse import SparseBlock
+from .table import Room, Table, segments
 from .walk import walk_columns
 
 __all__ = [
     "Chain",
     "LowRankBlock",
+    "Room",
     "SignBlock",
     "SparseBlock",
+    "Table",
     "available_backends",
     "linear",
     "payload_bytes",
     "rebuild",
     "rows",
+    "segments",
     "walk_columns",
 ]

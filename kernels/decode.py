@@ -1,135 +1,267 @@
-"""y = x·Wᵀ with Triton: for few tokens without forming W, else through W."""
+"""y = x·Wᵀ for few tokens: one launch for the scaled input, one for all blocks of a matrix.
 
+Signs become ±64 as bytes, by one shift and one logic operation for four of them, and are multiplied by the bytes of Z
+on the tensor cores; the sums are exact. W is never written out. Each program takes a tile of rows, a slice of columns
+and a segment of the chain; the last one to arrive at a tile of rows adds up what all of them left, in one order.
+"""
+
+import os
 from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 
-from . import triton_sparse
-from .blocks import SignBlock
-from .chain import Chain
-from .dense import rebuild
-from .sparse import SparseBlock
-from .tiles import jit, load_factors, load_signs, on_device, rank_tile, raw_factors
-
-DECODE_TOKENS: Final = 4
-"""Up to this number of tokens every token reads the signs again; from there on W is rebuilt."""
-ROWS: Final = 32
-COLUMNS: Final = 128
+from .configs import Config, choose
+from .scaled import (
+    FIELDS,
+    FIRST,
+    GAIN,
+    KIND,
+    RANK,
+    SCALE,
+    SPARSE,
+    STRIDE,
+    WIDTH,
+    U,
+    address,
+    load_segment_factors,
+    scale_input,
+)
+from .table import Table
+from .tiles import float8_decoding, jit, on_device
 
 
 @jit
-def _decode(
+def spread(bytes_, BIT: tl.constexpr, NATIVE: tl.constexpr):
+    """Bit BIT of each byte as -64 where it is set and 64 where not, int8."""
+    if NATIVE:
+        low = tl.full(bytes_.shape, 7 - BIT, tl.int8)
+        sign = tl.full(bytes_.shape, -128, tl.int8)
+        size = tl.full(bytes_.shape, 64, tl.int8)
+        out = tl.inline_asm_elementwise(
+            "{ .reg .b32 t; .reg .b32 k; and.b32 k, $2, 7; shl.b32 t, $1, k; lop3.b32 $0, t, $3, $4, 0xEA; }",
+            "=r,r,r,r,r",
+            [bytes_, low, sign, size],
+            dtype=tl.int8,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        out = tl.where(((bytes_.to(tl.int32) >> BIT) & 1) > 0, -64, 64).to(tl.int8)
+    return out
+
+
+@jit
+def multiply(
     x,
     row_scale,
     col_scale,
-    signs,
-    u,
-    v,
-    scale,
+    bias,
+    table,
+    counts,
+    z,
+    z_scale,
     partial,
+    arrived,
     y,
-    m,
-    n,
-    rank,
+    all_rows,
+    chain_rows,
+    columns,
+    col_stride,
     row_bytes,
-    gain,
+    slices,
+    capacity,
+    EVEN: tl.constexpr,
+    ALIGN: tl.constexpr,
     FP8: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
+    NATIVE: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLICE: tl.constexpr,
+    BYTES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    RANKS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Add one block's part of one token's y for BM rows; the sum starts at FIRST and is scaled and stored at LAST.
-
-    One program owns its rows and walks over all columns, so the sum has one order: S·Z in tiles, where Z is
-    diag(x·col_scale)·V, then the row sums of U·diag(scale) times that. Without signs, S is all ones.
-    """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    token = tl.program_id(1).to(tl.int64)
-    row_mask = rows < m
-    total = tl.zeros((BM,), dtype=tl.float32)
-    for k0 in range(0, rank, BK):
-        ks = k0 + tl.arange(0, BK)
-        k_mask = ks < rank
-        acc = tl.zeros((BM, BK), dtype=tl.float32)
-        for n0 in range(0, n, BN):
-            columns = n0 + tl.arange(0, BN)
-            column_mask = columns < n
-            xs = tl.load(x + token * n + columns, mask=column_mask, other=0).to(tl.float32)
-            xs *= tl.load(col_scale + columns, mask=column_mask, other=0).to(tl.float32)
-            v_offsets = columns.to(tl.int64)[:, None] * rank + ks[None, :]
-            z = xs[:, None] * load_factors(v, v_offsets, column_mask[:, None] & k_mask[None, :], FP8)
-            if signs is None:
-                acc += tl.sum(z, axis=0)[None, :]
+    """Program (tile of rows, slice, chain · capacity + segment); see the module, and `scaled.scale_input` for Z."""
+    tile = tl.program_id(0)
+    part = tl.program_id(1)
+    place = tl.program_id(2)
+    chain = place // capacity
+    segment = place % capacity
+    n_segments = tl.load(counts + 2 * chain)
+    n_signs = tl.load(counts + 2 * chain + 1)
+    n_rows = tl.minimum(chain_rows, all_rows - chain * chain_rows)
+    inner = tl.arange(0, ROWS)
+    rows = tile * ROWS + inner
+    inside = rows < n_rows
+    row = table + place.to(tl.int64) * FIELDS
+    tiles = tl.num_programs(0)
+    sums = partial + (chain * tiles + tile).to(tl.int64) * (capacity * slices * TOKENS * ROWS)
+    numbers: tl.constexpr = PARTS * TOKENS * RANKS
+    # With no signs to multiply, nobody arrives, and one program ends the work.
+    last = (n_signs == 0) & (segment == 0) & (part == 0) & (tile * ROWS < n_rows)
+    if (segment < n_segments) & (tile * ROWS < n_rows) & (tl.load(row + KIND) != SPARSE):
+        # Rows past the end are read from the last one: their sums are not used.
+        stride = tl.multiple_of(tl.load(row + STRIDE), ALIGN)
+        signs = tl.multiple_of(tl.load(row + FIRST).to(tl.pointer_type(tl.int8)), ALIGN)
+        at = tl.minimum(rows, n_rows - 1).to(tl.int64) * stride
+        byte = tl.arange(0, BYTES)
+        n = tl.arange(0, numbers)
+        base = signs + at[:, None] + (part * (SLICE // 8) + byte)[None, :]
+        zs = z + (place.to(tl.int64) * slices + part) * (SLICE * numbers)
+        acc = tl.zeros((ROWS, numbers), dtype=tl.int32)
+        for t in tl.range(0, SLICE // (8 * BYTES), num_stages=STAGES):
+            if EVEN:
+                word = tl.load(base + t * BYTES)
             else:
-                s = load_signs(signs, rows, columns, row_bytes, row_mask[:, None] & column_mask[None, :])
-                acc = tl.dot(s, z, acc, input_precision="ieee")
-        u_offsets = rows.to(tl.int64)[:, None] * rank + ks[None, :]
-        factor = load_factors(u, u_offsets, row_mask[:, None] & k_mask[None, :], FP8)
-        if scale is not None:
-            factor *= tl.load(scale + ks, mask=k_mask, other=0)[None, :]
-        total += tl.sum(acc * factor, axis=1)
-    total *= gain
-    place = token * m + rows
-    if not FIRST:
-        total += tl.load(partial + place, mask=row_mask, other=0)
-    if LAST:
-        total *= tl.load(row_scale + rows, mask=row_mask, other=0).to(tl.float32)
-        tl.store(y + place, total.to(y.dtype.element_ty), mask=row_mask)
-    else:
-        tl.store(partial + place, total, mask=row_mask)
+                here = part * (SLICE // 8) + t * BYTES + byte < row_bytes
+                word = tl.load(base + t * BYTES, mask=here[None, :], other=0)
+            for bit in tl.static_range(8):
+                b = tl.load(zs + ((t * 8 + bit) * numbers + n[:, None]) * BYTES + byte[None, :])
+                acc = tl.dot(spread(word, bit, NATIVE), tl.trans(b), acc, out_dtype=tl.int32)
+        unit = tl.load(z_scale + (place.to(tl.int64) * slices + part) * numbers + n)
+        total = tl.reshape(acc.to(tl.float32) * unit[None, :], (ROWS, PARTS, TOKENS * RANKS))
+        total = tl.reshape(tl.sum(total, axis=1), (ROWS, TOKENS, RANKS))
+        k = tl.arange(0, RANKS)
+        narrow = k < tl.load(row + WIDTH)
+        u_at = rows.to(tl.int64)[:, None] * tl.load(row + RANK) + k[None, :]
+        factor = load_segment_factors(row, U, u_at, inside[:, None] & narrow[None, :], FP8)
+        gain = tl.load(row + GAIN).to(tl.int32).to(tl.float32, bitcast=True) * (-0.015625)
+        size = tl.full((RANKS,), 1.0, tl.float32)
+        if tl.load(row + SCALE) != 0:
+            size = tl.load(address(row, SCALE, tl.float32) + k, mask=narrow, other=0)
+        total = tl.sum(total * (factor * (size * gain)[None, :])[:, None, :], axis=2)
+        token = tl.arange(0, TOKENS)
+        slot = sums + (segment * slices + part) * (TOKENS * ROWS)
+        tl.store(slot + inner[:, None] + token[None, :] * ROWS, total)
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + chain * tiles + tile, 1, sem="acq_rel")
+        last = before == n_signs * slices - 1
+    if last:
+        tl.debug_barrier()
+        slots = tl.arange(0, SLOTS)
+        scale = tl.load(row_scale + chain * chain_rows + rows, mask=inside, other=0).to(tl.float32)
+        for token in tl.static_range(TOKENS):
+            total = tl.zeros((ROWS,), dtype=tl.float32)
+            for s in range(0, n_segments * slices, SLOTS):
+                slot = s + slots
+                taken = slot < n_segments * slices
+                kind = tl.load(
+                    table + (chain * capacity + slot // slices).to(tl.int64) * FIELDS + KIND, mask=taken, other=0
+                )
+                # Single entries have one sum for all slices.
+                taken = taken & ((kind != SPARSE) | (slot % slices == 0))
+                total += tl.sum(
+                    tl.load(
+                        sums + slot[:, None] * (TOKENS * ROWS) + token * ROWS + inner[None, :],
+                        mask=taken[:, None],
+                        other=0,
+                        cache_modifier=".cg",
+                    ),
+                    axis=0,
+                )
+            total *= scale
+            if bias is not None:
+                total += tl.load(bias + chain * chain_rows + rows, mask=inside, other=0).to(tl.float32)
+            out = token * all_rows + chain * chain_rows + rows
+            tl.store(y + out, total.to(y.dtype.element_ty), mask=inside)
 
 
-def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
-    """Write x·Wᵀ to `out` [tokens, rows] for x [tokens, columns]; summed in float32, in the same order every time."""
-    tokens = len(x)
-    if tokens > DECODE_TOKENS:
-        _through_dense(x, chain, out)
-        return
-    x = x.contiguous()
-    partial = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    grid = (triton.cdiv(chain.rows, ROWS), tokens)
+NATIVE: Final = os.environ.get("TRITON_INTERPRET") != "1"
+"""Whether kernels are compiled: the interpreter knows no assembly."""
+_BYTES: Final = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4}
+"""Bytes of a number of Z, by the type of x: 16 bits hold more than half precision does."""
+_SLOTS: Final = 16
+
+
+def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns], by a few tokens at a time.
+
+    Capturable in a CUDA graph: what is resident is read from the table when the graph is replayed. All sums have one
+    order, so that the same input gives the same bits.
+    """
+    parts = _BYTES[x.dtype]
+    config = choose(x.device, len(x), table.ranks, parts)
     with on_device(x.device):
-        for number, block in enumerate(chain.blocks):
-            first, last = number == 0, number == len(chain.blocks) - 1
-            if isinstance(block, SparseBlock):
-                scales = chain.row_scale, chain.col_scale
-                triton_sparse.decode(x, *scales, block, partial, out, first=first, last=last)
-                continue
-            signs = block.signs if isinstance(block, SignBlock) else None
-            _decode[grid](
-                x,
-                chain.row_scale,
-                chain.col_scale,
-                signs,
-                raw_factors(block.u),
-                raw_factors(block.v),
-                block.scale,
-                partial,
-                out,
-                chain.rows,
-                chain.columns,
-                block.rank,
-                0 if signs is None else signs.shape[1],
-                block.gain if isinstance(block, SignBlock) else 1.0,
-                FP8=block.u.dtype == torch.float8_e4m3fn,
-                FIRST=first,
-                LAST=last,
-                BM=ROWS,
-                BN=COLUMNS,
-                BK=rank_tile(block.rank),
-            )
+        for start in range(0, len(x), config.tokens):
+            _multiply(x[start : start + config.tokens], table, bias, out[start : start + config.tokens], parts, config)
 
 
-def _through_dense(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
-    # The GPU multiplies half precision with float32 sums; the CPU, where this runs interpreted, need not.
-    dtype = x.dtype if x.device.type == "cuda" else torch.float32
-    w = torch.empty(chain.rows, chain.columns, dtype=dtype, device=x.device)
-    rebuild(chain, w)
-    if dtype == out.dtype:
-        torch.mm(x, w.T, out=out)
+def _multiply(
+    x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor, parts: int, config: Config
+) -> None:
+    x = x.contiguous()
+    tokens = 1 << (len(x) - 1).bit_length()
+    if tokens != len(x):
+        x = torch.cat([x, x.new_zeros(tokens - len(x), x.shape[1])])
+        result = out.new_empty(tokens, out.shape[1])
     else:
-        out.copy_(x.to(dtype) @ w.T)
+        result = out
+    slices = triton.cdiv(table.columns, config.slice)
+    tiles = triton.cdiv(table.chain_rows, config.rows)
+    numbers = parts * tokens * table.ranks
+    places = table.n_chains * table.capacity
+    z = torch.empty(places * slices * config.slice * numbers, dtype=torch.int8, device=x.device)
+    z_scale = torch.empty(places * slices * numbers, dtype=torch.float32, device=x.device)
+    partial = torch.empty(tiles * places * slices * tokens * config.rows, dtype=torch.float32, device=x.device)
+    arrived = torch.empty(table.n_chains * tiles, dtype=torch.int32, device=x.device)
+    shape = {"SLICE": config.slice, "BYTES": config.bytes, "TOKENS": tokens, "RANKS": table.ranks, "PARTS": parts}
+    fp8 = float8_decoding(x.device)
+    chunks = slices * (config.slice // config.chunk)
+    scale_input[(max(chunks, tiles) if table.sparse else chunks, table.capacity, table.n_chains)](
+        x,
+        table.col_scale,
+        table.rows_of_table,
+        table.counts,
+        z,
+        z_scale,
+        partial,
+        arrived,
+        table.rows,
+        table.chain_rows,
+        table.columns,
+        table.col_stride,
+        slices,
+        table.capacity,
+        tiles,
+        FP8=fp8,
+        ROWS=config.rows,
+        CHUNK=config.chunk,
+        ENTRIES=8,
+        num_warps=config.scale_warps,
+        **shape,
+    )
+    multiply[(tiles, slices, places)](
+        x,
+        table.row_scale,
+        table.col_scale,
+        bias,
+        table.rows_of_table,
+        table.counts,
+        z,
+        z_scale,
+        partial,
+        arrived,
+        result,
+        table.rows,
+        table.chain_rows,
+        table.columns,
+        table.col_stride,
+        table.row_bytes,
+        slices,
+        table.capacity,
+        EVEN=table.columns % config.slice == 0,
+        ALIGN=table.align,
+        FP8=fp8,
+        NATIVE=NATIVE,
+        ROWS=config.rows,
+        SLOTS=_SLOTS,
+        STAGES=config.stages,
+        num_warps=config.warps,
+        **shape,
+    )
+    if result is not out:
+        out.copy_(result[: len(out)])

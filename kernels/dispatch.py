@@ -3,21 +3,31 @@
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from .chain import Chain
+from .table import Table, table_of
 
 BACKENDS: Final = ("triton", "torch", "reference")
 TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class _Operations(NamedTuple):
-    """What a backend does; both write all of `out`, which is contiguous and has at least one element."""
+Matrix = Chain | Table
+"""A matrix: one chain, or a table of the chains that its rows are shared out to."""
 
-    linear: Callable[[torch.Tensor, Chain, torch.Tensor], None]
-    rebuild: Callable[[Chain, torch.Tensor], None]
+
+class _Operations(NamedTuple):
+    """What a backend does; all write all of `out`, which is contiguous and has at least one element.
+
+    Arguments: x [tokens, columns], the matrix, a bias [rows] or None, out [tokens, rows]; the matrix, out [rows,
+    columns]; the matrix, ids [n], out [n, columns].
+    """
+
+    linear: Callable[[torch.Tensor, Matrix, torch.Tensor | None, torch.Tensor], None]
+    rebuild: Callable[[Matrix, torch.Tensor], None]
+    rows: Callable[[Matrix, torch.Tensor, torch.Tensor], None]
 
 
 @cache
@@ -38,16 +48,79 @@ def _triton_runs(device: torch.device) -> bool:
 def _load(name: str) -> _Operations:
     """Import a backend. Here and not at the top, so that the package costs nothing until it is used."""
     if name == "triton":
-        from . import decode, dense
+        from . import triton_path
 
-        return _Operations(decode.linear, dense.rebuild)
+        return _tabled(triton_path)
     if name == "torch":
         from . import torch_path
 
-        return _Operations(torch_path.linear, torch_path.rebuild)
+        return _chained(torch_path)
     from . import reference
 
-    return _Operations(reference.linear, reference.rebuild)
+    return _chained(reference)
+
+
+def _tabled(module: Any) -> _Operations:
+    """Operations of a backend that takes tables."""
+
+    def table(matrix: Matrix) -> Table:
+        return matrix if isinstance(matrix, Table) else table_of(matrix)
+
+    return _Operations(
+        lambda x, matrix, bias, out: module.linear(x, table(matrix), bias, out),
+        lambda matrix, out: module.rebuild(table(matrix), out),
+        lambda matrix, ids, out: module.rows(table(matrix), ids, out),
+    )
+
+
+def _chained(module: Any) -> _Operations:
+    """Operations of a backend that takes one chain at a time."""
+
+    def chains(matrix: Matrix) -> list[Chain]:
+        return [matrix] if isinstance(matrix, Chain) else matrix.chains
+
+    def linear(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+        parts = chains(matrix)
+        if len(parts) == 1:
+            _chain_linear(module, x, parts[0], out)
+        else:
+            start = 0
+            for chain in parts:
+                part = out.new_empty(len(x), chain.rows)
+                _chain_linear(module, x, chain, part)
+                out[:, start : start + chain.rows] = part
+                start += chain.rows
+        if bias is not None:
+            out += bias
+
+    def rebuild(matrix: Matrix, out: torch.Tensor) -> None:
+        start = 0
+        for chain in chains(matrix):
+            part = out[start : start + chain.rows]
+            module.rebuild(chain, part) if chain.blocks else part.zero_()
+            start += chain.rows
+
+    def rows(matrix: Matrix, ids: torch.Tensor, out: torch.Tensor) -> None:
+        parts = chains(matrix)
+        if len(parts) == 1:
+            rebuild(parts[0].select(ids), out)
+            return
+        ids = torch.where(ids < 0, ids + matrix.rows, ids)
+        owner = ids // parts[0].rows
+        for number in torch.unique(owner).tolist():
+            chosen = (owner == number).nonzero().squeeze(1)
+            part = out.new_empty(len(chosen), out.shape[1])
+            rebuild(parts[number].select(ids[chosen] - number * parts[0].rows), part)
+            out[chosen] = part
+
+    return _Operations(linear, rebuild, rows)
+
+
+def _chain_linear(module: Any, x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
+    if chain.blocks:
+        module.linear(x, chain, out)
+    else:
+        out.zero_()
 
 
 def available_backends(device: torch.device | str) -> tuple[str, ...]:
@@ -80,15 +153,24 @@ def _output(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
     return out.detach()
 
 
-def linear(x: torch.Tensor, chain: Chain, *, out: torch.Tensor | None = None, backend: str = "auto") -> torch.Tensor:
-    """Return y = x·Wᵀ for the matrix W of a chain (BitStack, arXiv 2410.23918, section 3).
+def linear(
+    x: torch.Tensor,
+    matrix: Matrix,
+    *,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Return y = x·Wᵀ + bias for a matrix W of chains (BitStack, arXiv 2410.23918, section 3).
 
-    Sums are kept in float32. For a few tokens W is never written out. For more, it is rebuilt once, whole (triton; on
-    CUDA rounded to x.dtype) or row tile by row tile (torch), and multiplied. There is no gradient.
+    For a few tokens W is never written out. For more, it is rebuilt, whole (triton; on CUDA rounded to x.dtype) or row
+    tile by row tile (torch), and multiplied. There is no gradient. With triton a call on a table can be captured in a
+    CUDA graph, and a replay sees what the table holds by then.
 
     Args:
-        x: float32, float16 or bfloat16 [..., columns], on the device of the chain.
-        chain: the matrix.
+        x: float32, float16 or bfloat16 [..., columns], on the device of the matrix.
+        matrix: a chain, or a table.
+        bias: [rows], or None.
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
         backend: a name of `available_backends(x.device)`, or `"auto"`: triton on CUDA where it imports, else torch.
@@ -102,52 +184,51 @@ def linear(x: torch.Tensor, chain: Chain, *, out: torch.Tensor | None = None, ba
     operations = _choose(backend, x.device)
     if x.dtype not in TYPES:
         raise ValueError(f"x must be float32, float16 or bfloat16, not {x.dtype}")
-    if x.ndim == 0 or x.shape[-1] != chain.columns:
-        raise ValueError(f"x must be [..., {chain.columns}], not {list(x.shape)}")
-    if x.device != chain.device:
-        raise ValueError(f"x is on {x.device}, the chain on {chain.device}")
-    y = _output(out, (*x.shape[:-1], chain.rows), x.dtype, x.device)
-    if not chain.blocks:
-        y.zero_()
-    elif y.numel():
-        operations.linear(x.detach().reshape(-1, chain.columns), chain, y.view(-1, chain.rows))
+    if x.ndim == 0 or x.shape[-1] != matrix.columns:
+        raise ValueError(f"x must be [..., {matrix.columns}], not {list(x.shape)}")
+    if x.device != matrix.device:
+        raise ValueError(f"x is on {x.device}, the matrix on {matrix.device}")
+    if bias is not None and (bias.shape != (matrix.rows,) or bias.device != x.device):
+        raise ValueError(f"bias must be [{matrix.rows}] on {x.device}, not {list(bias.shape)} on {bias.device}")
+    y = _output(out, (*x.shape[:-1], matrix.rows), x.dtype, x.device)
+    if y.numel():
+        bias = None if bias is None else bias.detach()
+        operations.linear(x.detach().reshape(-1, matrix.columns), matrix, bias, y.view(-1, matrix.rows))
     return y if out is None else out
 
 
 def rebuild(
-    chain: Chain, *, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, backend: str = "auto"
+    matrix: Matrix, *, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, backend: str = "auto"
 ) -> torch.Tensor:
-    """Return the matrix W of a chain (BitStack, arXiv 2410.23918, section 3), summed in float32 and rounded once.
+    """Return the matrix W of chains (BitStack, arXiv 2410.23918, section 3), summed in float32 and rounded.
 
     Args:
-        chain: the matrix.
+        matrix: a chain, or a table.
         dtype: of the result: float32, float16 or bfloat16; with backend `"reference"` also float64.
         out: contiguous [rows, columns] of `dtype`, written whole and returned.
         backend: as for `linear`.
 
     Returns:
-        [rows, columns] of `dtype`, on the device of the chain.
+        [rows, columns] of `dtype`, on the device of the matrix.
 
     Raises:
         ValueError: `out` or `dtype` does not fit, or the backend is unknown or does not run on the device.
     """
-    operations = _choose(backend, chain.device)
-    if dtype not in TYPES and (dtype, backend) != (torch.float64, "reference"):
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
-    w = _output(out, (chain.rows, chain.columns), dtype, chain.device)
-    if chain.blocks:
-        operations.rebuild(chain, w)
-    else:
-        w.zero_()
+    operations = _choose(backend, matrix.device)
+    _check_type(dtype, backend)
+    w = _output(out, (matrix.rows, matrix.columns), dtype, matrix.device)
+    operations.rebuild(matrix, w)
     return w if out is None else out
 
 
-def rows(chain: Chain, ids: torch.Tensor, *, dtype: torch.dtype = torch.float32, backend: str = "auto") -> torch.Tensor:
-    """Return selected rows of the matrix of a chain, as an embedding look-up does; no other row is computed.
+def rows(
+    matrix: Matrix, ids: torch.Tensor, *, dtype: torch.dtype = torch.float32, backend: str = "auto"
+) -> torch.Tensor:
+    """Return selected rows of the matrix of chains, as an embedding look-up does; no other row is computed.
 
     Args:
-        chain: the matrix.
-        ids: int64 [n] on the device of the chain, row numbers of this chain, in any order, repeated or not.
+        matrix: a chain, or a table.
+        ids: int64 [n] on the device of the matrix, row numbers, in any order, repeated or not.
         dtype: of the result, as for `rebuild`.
         backend: as for `linear`.
 
@@ -156,11 +237,27 @@ def rows(chain: Chain, ids: torch.Tensor, *, dtype: torch.dtype = torch.float32,
 
     Raises:
         ValueError: `ids` or `dtype` does not fit, or the backend is unknown or does not run on the device.
-        IndexError: an id is not in -rows ... rows - 1 (on the CPU; on CUDA it is a device-side error).
+        IndexError: an id is not in -rows ... rows - 1 (on the CPU; on CUDA nothing checks it).
     """
-    if ids.dtype != torch.int64 or ids.ndim != 1 or ids.device != chain.device:
-        raise ValueError(f"ids must be int64 [n] on {chain.device}, not {ids.dtype} {list(ids.shape)} on {ids.device}")
-    if not len(ids):
-        _choose(backend, chain.device)
-        return torch.empty(0, chain.columns, dtype=dtype, device=chain.device)
-    return rebuild(chain.select(ids), dtype=dtype, backend=backend)
+    if ids.dtype != torch.int64 or ids.ndim != 1 or ids.device != matrix.device:
+        raise ValueError(f"ids must be int64 [n] on {matrix.device}, not {ids.dtype} {list(ids.shape)} on {ids.device}")
+    operations = _choose(backend, matrix.device)
+    _check_type(dtype, backend)
+    out = torch.empty(len(ids), matrix.columns, dtype=dtype, device=matrix.device)
+    if len(ids):
+        if ids.device.type == "cpu" and not (-matrix.rows <= int(ids.min()) <= int(ids.max()) < matrix.rows):
+            raise IndexError(
+                f"ids must be from {-matrix.rows} to {matrix.rows - 1}: {int(ids.min())} … {int(ids.max())}"
+            )
+        operations.rows(matrix, ids, out)
+    return out
+
+
+def _check_type(dtype: torch.dtype, backend: str) -> None:
+    if dtype not in TYPES and (dtype, backend) != (torch.float64, "reference"):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
+
+
+def _check_ids(least: int, most: int, limit: int) -> None:
+    if least < -limit or most >= limit:
+        raise IndexError(f"ids must be from {-limit} to {limit - 1}, not {least} to {most}")

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: reading factors and signs into tiles."""
+"""What the Triton kernels share: reading factors, and launching on a device."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +16,13 @@ jit: Final[Callable[[Callable[..., Any]], Any]] = triton.jit
 def load_factors(pointer, offsets, mask, FP8: tl.constexpr):
     """Load float16 factors, or float8_e4m3fn ones given as bytes, as float32; zero where masked.
 
-    The bytes are decoded here because neither every device nor the interpreter converts e4m3.
+    FP8 says which: 0 for float16; 1 decodes the bytes here, since neither every device nor the interpreter converts
+    e4m3; 2 leaves it to the device.
     """
     raw = tl.load(pointer + offsets, mask=mask, other=0)
-    if FP8:
+    if FP8 == 2:
+        value = raw.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    elif FP8 == 1:
         bits = raw.to(tl.int32)
         exponent = (bits >> 3) & 15
         fraction = bits & 7
@@ -32,24 +35,11 @@ def load_factors(pointer, offsets, mask, FP8: tl.constexpr):
     return value
 
 
-@jit
-def load_signs(pointer, rows, columns, row_bytes, mask):
-    """Load the signs of rows × columns as float32 ±1; the address is computed in 64 bits. Masked ones are -1."""
-    offsets = rows.to(tl.int64)[:, None] * row_bytes + (columns >> 3)[None, :]
-    word = tl.load(pointer + offsets, mask=mask, other=0).to(tl.int32)
-    return (((word >> (columns & 7)[None, :]) & 1) * 2 - 1).to(tl.float32)
-
-
-def raw_factors(factors: torch.Tensor) -> torch.Tensor:
-    """Return factors as the kernels take them: float16, or the bytes of float8_e4m3fn."""
-    return factors.view(torch.uint8) if factors.dtype == torch.float8_e4m3fn else factors
-
-
-def rank_tile(rank: int) -> int:
-    """Return the columns of the factors that a tile holds: a power of two from 16 to 64. Larger ranks take several."""
-    return min(64, max(16, 1 << (rank - 1).bit_length()))
-
-
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Make `device` the one that kernels are launched on; does nothing for the CPU, where they are interpreted."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def float8_decoding(device: torch.device) -> int:
+    """Return how a device reads float8_e4m3fn: 2 by itself (compute capability 8.9 and later), 1 by arithmetic."""
+    return 2 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) else 1

@@ -85,13 +85,6 @@ def test_rows_are_the_rows_of_the_matrix(make_chain, bound, case, dtype):
     assert not rows(make_chain(67, 29, [], device=device), ids, dtype=dtype, backend=backend).any()
 
 
-def test_the_triton_workspace_is_bounded_by_row_tiles(make_chain, bound, monkeypatch, case):
-    from bitstack.kernels import dense as triton_path
-
-    monkeypatch.setattr(triton_path, "WORKSPACE", 20 * 59)
-    _check(make_chain, bound, case, 61, 59, MIXED[:2], torch.float16)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_more_elements_than_32_bits_address():

@@ -266,8 +266,9 @@ def test_what_cannot_be_added_to_a_chain(make_chain, blocks, kind, message):
 def test_every_split_of_the_work_gives_the_same_result(make_chain, bound, monkeypatch, case):
     backend, device = case
     if backend == "triton":
-        from bitstack.kernels import dense as triton_path
+        from bitstack.kernels import triton_path
 
+        monkeypatch.setattr(triton_path, "TILE", 16)
         monkeypatch.setattr(triton_path, "WORKSPACE", 61 * 50)
     else:
         from bitstack.kernels import torch_path, torch_sparse
