@@ -60,6 +60,19 @@ def test_every_row_has_a_time_an_error_and_a_floor(measured: Callable[..., Any])
     assert err.count("\n") == 1 + len(result["rows"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_measure_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--shapes", "1024x4096", "--blocks", "1,3", "--tokens", "1,32", "--device", "cuda"]
+    assert bench.main(args) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["method"] == "CUDA graph replay"
+    assert result["rotated_bytes"] >= 3 * result["l2_bytes"] > 0
+    for row in result["rows"]:
+        assert "skipped" in row or row["copies"] * row["nbytes"] > 0.5 * result["rotated_bytes"]
+    assert bench.main(["--once", "256x512", "--blocks", "2", "--device", "cuda"]) == 0
+
+
 def test_the_default_run_has_the_rows_of_the_page() -> None:
     rows = list(bench.cases([*anchors.ANCHORS, *KINDS]))
     chains = [case for case in rows if case.blocks]

@@ -100,7 +100,10 @@ def nf4(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Pr
         raise Unavailable(f"bitsandbytes does not import ({type(error).__name__}: {error})") from None
     if device.type != "cuda":
         raise Unavailable("measured on CUDA only")
-    packed, state = functions.quantize_4bit(_weights(rows, columns, dtype, device), blocksize=64, quant_type="nf4")
+    weights = _weights(rows, columns, dtype, device)
+    torch.cuda.synchronize(device)  # the library quantises on the default stream, whatever the current one
+    packed, state = functions.quantize_4bit(weights, blocksize=64, quant_type="nf4")
+    torch.cuda.synchronize(device)
     return Product(
         lambda x: library.matmul_4bit(x, packed.t(), quant_state=state),
         lambda: functions.dequantize_4bit(packed, state).double(),

@@ -21,7 +21,6 @@ executed by 32 threads at once, so instructions per sign are 32 · smsp__inst_ex
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,8 @@ TOKENS: Final = (1, 2, 4, 8, 16, 512, 2048)
 #: Blocks with more tokens than one.
 MORE_TOKENS_BLOCKS: Final = (4,)
 ROTATE: Final = 180_000_000
+#: Copies of one case, at most: of matrices smaller than those of `SHAPES` they stay in the cache.
+COPIES: Final = 512
 ANCHOR_SLACK: Final = 3.0
 REPEATS: Final = 3
 
@@ -59,9 +60,13 @@ class Case:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
-        blocks = f", {self.blocks} blocks" if self.blocks else ""
-        tokens = "1 token" if self.tokens == 1 else f"{self.tokens} tokens"
+        blocks = f", {_counted(self.blocks, 'block')}" if self.blocks else ""
+        tokens = _counted(self.tokens, "token")
         return f"{self.rows}x{self.columns}, {tokens}{blocks}, {self.dtype}, {self.name}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def cases(
@@ -116,7 +121,7 @@ class Bench:
         make = self._anchor if case.name in ANCHORS else self._chain
         run, dense, size = make(case, dtype)
         moved = size + (case.columns + case.rows) * case.tokens * dtype.itemsize
-        copies = max(2, -(-self.rotate // moved))
+        copies = min(COPIES, max(2, -(-self.rotate // moved)))
         calls: list[Callable[[], Any]] = []
         for number in range(copies):
             x = torch.randn(case.tokens, case.columns, device=self.device).to(dtype)
@@ -259,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from bitstack.tools.devices import find_device
 
-    from .report import machine
+    from .report import machine, printed
     from .timing import own_stream
 
     device, note = find_device(args.device), progress(time.monotonic())
@@ -274,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             once(bench, Case(chain, rows, columns, tokens, blocks))
             return 0
         body = run(bench, list(cases(args.only, args.shapes, args.blocks, args.tokens)), args.seconds, note)
-    print(json.dumps(body | machine(device), indent=1))
+    print(printed(body | machine(device)))
     return int(any("refused" in row for row in body["rows"]))
 
 

@@ -1,6 +1,7 @@
 """What every kept measurement of kernels says about where it was taken."""
 
 import importlib.metadata
+import json
 from typing import Any
 
 import torch
@@ -19,3 +20,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return {"hardware": hardware(device), "versions": versions() | found}
+
+
+def printed(result: dict[str, Any]) -> str:
+    """A result as JSON, every item of a list on one line."""
+    parts = []
+    for name, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"

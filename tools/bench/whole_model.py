@@ -9,7 +9,6 @@ by bit, with a graph that is captured anew.
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -235,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .decoder import SHAPES
     from .kernels import progress
-    from .report import machine
+    from .report import machine, printed
     from .timing import method, own_stream
 
     device, note, shape = find_device(args.device), progress(time.monotonic()), SHAPES[args.model]
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     with torch.no_grad(), own_stream(device):
         rows = run(shape, variants, budgets, args.steps, device, args.backend, note)
-    print(json.dumps({"model": args.model, "models": rows, "method": method(device)} | machine(device), indent=1))
+    print(printed({"model": args.model, "models": rows, "method": method(device)} | machine(device)))
     return int(any("failed" in row for row in rows))
 
 
