@@ -16,7 +16,8 @@ from bitstack.tools import plot
 from bitstack.tools.console import number
 from bitstack.tools.ending import ended
 from bitstack.tools.evaluation.results import label, read_result
-from bsformat.errors import WriteError
+
+from .markers import between, from_repository, rewrite, table
 
 BEGIN = "<!-- made by bitstack.tools.bench.quality_doc: begin -->"
 END = "<!-- made by bitstack.tools.bench.quality_doc: end -->"
@@ -38,11 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             (page.parent / "plots").mkdir(exist_ok=True)
             for path in args.results:
                 plot.save_png(os.fspath(page.parent / "plots" / f"{Path(path).stem}.png"), read_result(path))
-        try:
-            old = page.read_text("utf-8")
-            page.write_text(rewritten(old, args.results, page), "utf-8")
-        except OSError as error:
-            raise WriteError(f"cannot be rewritten ({error.strerror or error})", where=str(page)) from None
+        rewrite(page, lambda old: rewritten(old, args.results, page))
         return 0
 
     return ended(run, "quality_doc")
@@ -54,12 +51,7 @@ def rewritten(old: str, results: Sequence[str], page: Path) -> str:
     Raises:
         WriteError: it lacks a marker, or they are not in order. ModelError: see `read_result`.
     """
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise WriteError(f"needs the lines {BEGIN} and {END}, in this order", where=str(page))
-    parts = [section(Path(path), page) for path in results]
-    return f"{before}{BEGIN}\n\n{''.join(parts)}{END}{after}"
+    return between(old, BEGIN, END, lambda: "".join(section(Path(path), page) for path in results), page)
 
 
 def section(path: Path, page: Path) -> str:
@@ -69,14 +61,14 @@ def section(path: Path, page: Path) -> str:
     picture = page.parent / "plots" / f"{path.stem}.png"
     if picture.is_file():
         lines += [f"![Quality over resident bytes](plots/{picture.name})", ""]
-    lines += [*_table(*_budgets(result)), ""]
+    lines += [*table(*_budgets(result)), ""]
     if result["dense"]:
         lines += ["Beside it, each with the same file resized to exactly its bytes (*ours*):", ""]
-        lines += [*_table(*_baselines(result)), "", *_wins(result)]
+        lines += [*table(*_baselines(result)), "", *_wins(result)]
     if result["skipped"]:
         lines += [f"- Not measured: {label(item)}: {item['reason']}" for item in result["skipped"]] + [""]
     if result["zero_shot"]:
-        lines += ["Zero-shot accuracy by task, in percent:", "", *_table(*_tasks(result)), ""]
+        lines += ["Zero-shot accuracy by task, in percent:", "", *table(*_tasks(result)), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -95,14 +87,7 @@ def _setting(result: dict[str, Any], path: Path) -> str:
         tokens = calibration["windows"] * calibration["window"]
         said += f" Baselines that calibrate saw {tokens:,} tokens of {calibration['text']}."
     dtype = f" in {result['dtype']}" if result["dtype"] else ""
-    return f"{said} {machine}{dtype}; {versions}. Kept in `{_from_repository(path)}`."
-
-
-def _from_repository(path: Path) -> str:
-    """The path as people of this repository write it; outside of ``tools/`` just its name."""
-    parts = path.resolve().parts
-    start = max((number for number, part in enumerate(parts) if part == "tools"), default=len(parts) - 1)
-    return "/".join(parts[start:])
+    return f"{said} {machine}{dtype}; {versions}. Kept in `{from_repository(path)}`."
 
 
 def _budgets(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -191,11 +176,6 @@ def _measured(result: dict[str, Any], point: dict[str, Any] | None) -> list[str]
 
 def _mib(size: int) -> str:
     return f"{size / _MIB:,.1f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 if __name__ == "__main__":

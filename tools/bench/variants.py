@@ -1,0 +1,218 @@
+"""The weights of a whole model in the three forms that are compared: packed chains, bf16, int4."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch.nn import functional
+
+from bitstack import kernels
+from bitstack.kernels import Chain, payload_bytes
+
+from .accuracy import check, errors_of
+from .anchors import int4_linear, random_int4
+from .decoder import Decoder, Linear, Shape
+from .random_chains import DEFAULT_RANK, SPARSE_SHARE, default_chain
+
+DTYPE: Final = torch.bfloat16
+BITS: Final = range(1, 9)
+EMBEDDING_BITS: Final = 4
+
+
+class Plain:
+    """Stands in for `kernels.Table` where kernels have none: a graph of it stays with the chain that it captured."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    def update(self, chain: Chain) -> None:
+        """Take another chain."""
+        self.chain = chain
+
+
+@dataclass
+class Model:
+    """A decoder and what it holds.
+
+    Attributes:
+        nbytes: resident bytes of all weights.
+        chains, tables: of every matrix in order, for packed models; the tables are what is computed with.
+        notes: for the report.
+    """
+
+    decoder: Decoder
+    nbytes: int
+    chains: list[Chain] = field(default_factory=list)
+    tables: list[Any] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def shapes_of(shape: Shape) -> list[tuple[int, int, float]]:
+    """Rows, columns and sparse share of every matrix that is resized: those of the layers, then the output head."""
+    layers = [(*size, SPARSE_SHARE) for _ in range(shape.layers) for size in shape.matrices.values()]
+    return [*layers, (shape.vocabulary, shape.hidden, 0.0)]
+
+
+def chain_bytes(rows: int, columns: int, bits: int, share: float) -> int:
+    """Bytes that a chain of `default_chain` takes; at most, but for a chance in thousands."""
+    signs = rows * ((columns + 7) // 8)
+    size = payload_bytes(rows, columns, DEFAULT_RANK, "F8_E4M3") + (bits - 1) * signs + 2 * (rows + columns)
+    if share:
+        entries = share * rows * columns
+        size += 4 + 4 * -(-rows // 64) + 2 * rows + int(3 * (entries + 4 * entries**0.5))
+    return size
+
+
+def planned(shape: Shape, budget: int, fixed: int) -> list[int]:
+    """Bits of every matrix so that all just fit a budget: the first so many have one more than the rest.
+
+    Args:
+        budget: bytes for everything.
+        fixed: bytes of it that are spent already.
+
+    Raises:
+        ValueError: not even one bit of all fits.
+    """
+    sizes = shapes_of(shape)
+    bits = [0] * len(sizes)
+    left = budget - fixed
+    for level in BITS:
+        for number, (rows, columns, share) in enumerate(sizes):
+            more = chain_bytes(rows, columns, level, share) - (
+                chain_bytes(rows, columns, level - 1, share) if level > 1 else 0
+            )
+            if more > left:
+                if level == 1:
+                    raise ValueError(f"{budget} bytes do not hold one bit of every matrix")
+                return bits
+            left -= more
+            bits[number] = level
+    return bits
+
+
+def packed(
+    shape: Shape, bits: Sequence[int], capacity: Sequence[int], as_chain: bool, device: torch.device, backend: str
+) -> Model:
+    """A model of chains; every matrix of the first layer is compared with float64 first.
+
+    Args:
+        bits: of every matrix.
+        capacity: bits that each may grow to.
+        as_chain: whether the embedding is a chain too, of a fixed number of bits; else it is dense.
+
+    Raises:
+        WrongResult: a product is off.
+    """
+    embed, embed_bytes = _embedding(shape, as_chain, device, backend)
+    chains: list[Chain] = []
+    tables: list[Any] = []
+    linears: list[Linear] = []
+    for (rows, columns, share), own, most in zip(shapes_of(shape), bits, capacity, strict=True):
+        chain = default_chain(rows, columns, own, device, share=share)
+        table = _table(chain, most + bool(share))
+        linear = _linear(table, backend)
+        if len(chains) < len(shape.matrices):
+            x = torch.randn(1, columns, device=device).to(DTYPE)
+            exact = kernels.rebuild(chain, dtype=torch.float64, backend="reference")
+            check(errors_of(linear(x), x, exact), DTYPE)
+            del exact
+        chains.append(chain)
+        tables.append(table)
+        linears.append(linear)
+    decoder = _decoder(shape, linears, embed, device)
+    size = embed_bytes + decoder.nbytes + sum(chain.nbytes for chain in chains)
+    notes: dict[str, Any] = {"embedding": f"chain of {EMBEDDING_BITS} bits" if as_chain else "bfloat16"}
+    notes |= {"table": type(tables[0]).__name__, "bits_least": min(bits), "bits_most": max(bits)}
+    return Model(decoder, size, chains, tables, notes)
+
+
+def packed_embedding(device: torch.device, backend: str) -> bool:
+    """Whether rows of a chain can be looked up inside a CUDA graph, that is without waiting for the device."""
+    if device.type != "cuda":
+        return True
+    chain = default_chain(512, 256, EMBEDDING_BITS, device, share=0.0)
+    ids = torch.ones(1, dtype=torch.int64, device=device)
+    kernels.rows(chain, ids, dtype=DTYPE, backend=backend)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that this mode does not see everything
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            kernels.rows(chain, ids, dtype=DTYPE, backend=backend)
+        except RuntimeError:
+            return False
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return True
+
+
+def embedding_bytes(shape: Shape, as_chain: bool) -> int:
+    """Bytes of the embedding of a packed model."""
+    if as_chain:
+        return chain_bytes(shape.vocabulary, shape.hidden, EMBEDDING_BITS, 0.0)
+    return shape.vocabulary * shape.hidden * DTYPE.itemsize
+
+
+def _embedding(shape: Shape, as_chain: bool, device: torch.device, backend: str) -> tuple[Linear, int]:
+    """From token ids to rows, and the bytes held; never resized."""
+    if not as_chain:
+        table = _random(shape.vocabulary, shape.hidden, device)
+        return lambda ids: functional.embedding(ids, table), table.nbytes
+    chain = default_chain(shape.vocabulary, shape.hidden, EMBEDDING_BITS, device, share=0.0)
+    return lambda ids: kernels.rows(chain, ids, dtype=DTYPE, backend=backend), chain.nbytes
+
+
+def dense(shape: Shape, device: torch.device) -> Model:
+    """A model in bfloat16."""
+    weights = [_random(rows, columns, device) for rows, columns, _ in shapes_of(shape)]
+    return _with_dense_embedding(shape, [partial(_dense_linear, w) for w in weights], weights, device)
+
+
+def int4(shape: Shape, device: torch.device) -> Model:
+    """A model in PyTorch's int4, but for embedding and head, which stay in bfloat16."""
+    linears: list[Linear] = []
+    held: list[torch.Tensor] = []
+    for rows, columns, _ in shapes_of(shape)[:-1]:
+        codes, scales, _plain = random_int4(rows, columns, device)
+        linears.append(partial(int4_linear, packed=codes, scales=scales))
+        held += [codes, scales]
+    head = _random(shape.vocabulary, shape.hidden, device)
+    return _with_dense_embedding(shape, [*linears, partial(_dense_linear, head)], [*held, head], device)
+
+
+def _with_dense_embedding(
+    shape: Shape, linears: Sequence[Linear], held: Sequence[torch.Tensor], device: torch.device
+) -> Model:
+    table = _random(shape.vocabulary, shape.hidden, device)
+    decoder = _decoder(shape, linears, lambda ids: functional.embedding(ids, table), device)
+    return Model(decoder, table.nbytes + decoder.nbytes + sum(w.nbytes for w in held), notes={"embedding": "bfloat16"})
+
+
+def _decoder(shape: Shape, linears: Sequence[Linear], embed: Linear, device: torch.device) -> Decoder:
+    names, width = list(shape.matrices), len(shape.matrices)
+    layers = [
+        dict(zip(names, linears[start : start + width], strict=True)) for start in range(0, len(linears) - 1, width)
+    ]
+    return Decoder(shape, layers, linears[-1], embed, dtype=DTYPE, device=device)
+
+
+def _random(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(rows, columns, dtype=DTYPE, device=device).normal_(std=columns**-0.5)
+
+
+def _dense_linear(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, w)
+
+
+def _table(chain: Chain, capacity: int) -> Any:
+    """What to compute with, for at most `capacity` blocks."""
+    table: Any = getattr(kernels, "Table", None)
+    return Plain(chain) if table is None else table(chain, capacity)
+
+
+def _linear(table: Any, backend: str) -> Linear:
+    if isinstance(table, Plain):
+        return lambda x: kernels.linear(x, table.chain, backend=backend)
+    return lambda x: kernels.linear(x, table, backend=backend)
