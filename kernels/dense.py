@@ -26,7 +26,7 @@ from .scaled import (
     load_segment_factors,
     segment_begins,
 )
-from .table import Table
+from .table import RANKS, Table
 from .tiles import float8_decoding, jit, on_device
 from .triton_sparse import load_entries
 
@@ -260,7 +260,7 @@ def rebuild(table: Table, out: torch.Tensor, start: int = 0, stop: int | None = 
             EXACT=out.dtype == torch.float32,
             ROWS=ROWS,
             COLUMNS=COLUMNS,
-            RANKS=table.ranks,
+            RANKS=RANKS,  # also where segments have 8: tensor cores take 16 at least
         )
         if table.sparse:
             add_entries[(triton.cdiv(rows, ENTRY_ROWS), table.n_chains)](

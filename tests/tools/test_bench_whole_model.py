@@ -41,30 +41,6 @@ def test_every_variant_has_its_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert all("resize" not in row for row in rows[1:])
 
 
-def test_tables_take_every_chain_within_their_capacity(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Table:
-        """What kernels promise of a table: its chain changes in place, up to as many blocks as it was made for."""
-
-        def __init__(self, chain: kernels.Chain, capacity: int) -> None:
-            self.capacity = capacity
-            self.update(chain)
-
-        def update(self, chain: kernels.Chain) -> None:
-            assert len(chain.blocks) <= self.capacity
-            self.chain = chain
-
-    right = kernels.linear
-    monkeypatch.setattr(kernels, "Table", Table, raising=False)
-    monkeypatch.setattr(kernels, "linear", lambda x, table, **more: right(x, table.chain, **more))
-    args = ["--model", "tiny", "--budgets", "200000,250000", "--variants", "packed", "--steps", "2", "--device", "cpu"]
-    assert whole_model.main(args) == 0
-    first, _ = json.loads(capsys.readouterr().out)["models"]
-    assert first["table"] == "Table"
-    assert first["resize"]["as_a_new_graph"]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_graph_measures_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,9 +50,8 @@ def test_a_graph_measures_every_variant(capsys: pytest.CaptureFixture[str]) -> N
     assert [row["variant"] for row in rows] == ["packed", "packed", "bf16", "int4"]
     resize = rows[0]["resize"]
     assert resize["back_as_before"]
-    if hasattr(kernels, "Table"):
-        assert resize["logits_changed"]
-        assert resize["as_a_new_graph"]
+    assert resize["logits_changed"]
+    assert resize["as_a_new_graph"]
 
 
 def test_a_wrong_kernel_fails_its_rows_alone(

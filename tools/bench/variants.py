@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from bitstack import kernels
-from bitstack.kernels import Chain, payload_bytes
+from bitstack.kernels import Chain, Room, Table, payload_bytes
 
 from .accuracy import check, errors_of
 from .anchors import int4_linear, random_int4
@@ -20,17 +20,6 @@ from .random_chains import DEFAULT_RANK, SPARSE_SHARE, default_chain
 DTYPE: Final = torch.bfloat16
 BITS: Final = range(1, 9)
 EMBEDDING_BITS: Final = 4
-
-
-class Plain:
-    """Stands in for `kernels.Table` where kernels have none: a graph of it stays with the chain that it captured."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.chain = chain
-
-    def update(self, chain: Chain) -> None:
-        """Take another chain."""
-        self.chain = chain
 
 
 @dataclass
@@ -46,7 +35,7 @@ class Model:
     decoder: Decoder
     nbytes: int
     chains: list[Chain] = field(default_factory=list)
-    tables: list[Any] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,7 +97,7 @@ def packed(
     """
     embed, embed_bytes = _embedding(shape, as_chain, device, backend)
     chains: list[Chain] = []
-    tables: list[Any] = []
+    tables: list[Table] = []
     linears: list[Linear] = []
     for (rows, columns, share), own, most in zip(shapes_of(shape), bits, capacity, strict=True):
         chain = default_chain(rows, columns, own, device, share=share)
@@ -125,7 +114,7 @@ def packed(
     decoder = _decoder(shape, linears, embed, device)
     size = embed_bytes + decoder.nbytes + sum(chain.nbytes for chain in chains)
     notes: dict[str, Any] = {"embedding": f"chain of {EMBEDDING_BITS} bits" if as_chain else "bfloat16"}
-    notes |= {"table": type(tables[0]).__name__, "bits_least": min(bits), "bits_most": max(bits)}
+    notes |= {"bits_least": min(bits), "bits_most": max(bits)}
     return Model(decoder, size, chains, tables, notes)
 
 
@@ -206,13 +195,10 @@ def _dense_linear(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return functional.linear(x, w)
 
 
-def _table(chain: Chain, capacity: int) -> Any:
-    """What to compute with, for at most `capacity` blocks."""
-    table: Any = getattr(kernels, "Table", None)
-    return Plain(chain) if table is None else table(chain, capacity)
+def _table(chain: Chain, capacity: int) -> Table:
+    """What to compute with, for at most `capacity` blocks, of the ranks and kinds that the chain has already."""
+    return Table(chain, replace(Room.of([chain]), segments=capacity))
 
 
-def _linear(table: Any, backend: str) -> Linear:
-    if isinstance(table, Plain):
-        return lambda x: kernels.linear(x, table.chain, backend=backend)
+def _linear(table: Table, backend: str) -> Linear:
     return lambda x: kernels.linear(x, table, backend=backend)
