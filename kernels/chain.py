@@ -14,7 +14,7 @@ Block = SignBlock | LowRankBlock | SparseBlock
 """One block of a chain. A plane is a sign block that shares its factors with the one before it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Chain:
     """The blocks of one matrix, or of a group of its rows, with the scales that the blocks share.
 

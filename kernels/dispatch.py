@@ -1,6 +1,7 @@
 """The public operations: check the arguments, choose a backend, call it."""
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Final, NamedTuple
@@ -9,7 +10,7 @@ import torch
 
 from .chain import Chain
 
-BACKENDS: Final = ("triton", "torch", "reference")
+BACKENDS: Final = ("triton", "numba", "torch", "reference")
 TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,12 +36,29 @@ def _triton_runs(device: torch.device) -> bool:
 
 
 @cache
+def _numba_imports() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _numba_runs(device: torch.device) -> bool:
+    return device.type == "cpu" and sys.byteorder == "little" and _numba_imports()
+
+
+@cache
 def _load(name: str) -> _Operations:
     """Import a backend. Here and not at the top, so that the package costs nothing until it is used."""
     if name == "triton":
         from . import decode, dense
 
         return _Operations(decode.linear, dense.rebuild)
+    if name == "numba":
+        from . import numba_path
+
+        return _Operations(numba_path.linear, numba_path.rebuild)
     if name == "torch":
         from . import torch_path
 
@@ -54,18 +72,22 @@ def available_backends(device: torch.device | str) -> tuple[str, ...]:
     """Return the names of the backends that run on tensors of `device`, the preferred one first.
 
     `"triton"` needs a CUDA device, or TRITON_INTERPRET=1 in the environment (set before triton is
-    imported) for tensors on the CPU. `"torch"` and `"reference"` (float64) run everywhere.
+    imported) for tensors on the CPU. `"numba"` is for the CPU, where numba is installed; the first use compiles, and
+    the result is kept on disk. `"torch"` and `"reference"` (float64) run everywhere.
     """
-    return BACKENDS if _triton_runs(torch.device(device)) else BACKENDS[1:]
+    runs = {"triton": _triton_runs, "numba": _numba_runs}
+    return tuple(name for name in BACKENDS if name not in runs or runs[name](torch.device(device)))
 
 
 def _choose(backend: str, device: torch.device) -> _Operations:
     if backend == "auto":
-        return _load("triton" if device.type == "cuda" and _triton_imports() else "torch")
+        if device.type == "cuda" and _triton_imports():
+            return _load("triton")
+        return _load("numba" if _numba_runs(device) else "torch")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    if backend == "triton" and not _triton_runs(device):
-        raise ValueError(f"backend 'triton' does not run on {device}; there: {', '.join(available_backends(device))}")
+    if backend not in (there := available_backends(device)):
+        raise ValueError(f"backend {backend!r} does not run on {device}; there: {', '.join(there)}")
     return _load(backend)
 
 
@@ -84,14 +106,15 @@ def linear(x: torch.Tensor, chain: Chain, *, out: torch.Tensor | None = None, ba
     """Return y = x·Wᵀ for the matrix W of a chain (BitStack, arXiv 2410.23918, section 3).
 
     Sums are kept in float32. For a few tokens W is never written out. For more, it is rebuilt once, whole (triton; on
-    CUDA rounded to x.dtype) or row tile by row tile (torch), and multiplied. There is no gradient.
+    CUDA rounded to x.dtype) or row tile by row tile (numba, torch), and multiplied. There is no gradient.
 
     Args:
         x: float32, float16 or bfloat16 [..., columns], on the device of the chain.
         chain: the matrix.
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
-        backend: a name of `available_backends(x.device)`, or `"auto"`: triton on CUDA where it imports, else torch.
+        backend: a name of `available_backends(x.device)`, or `"auto"`: triton on CUDA and numba on the CPU where they
+            import, else torch.
 
     Returns:
         [..., rows] of x.dtype.
