@@ -1,18 +1,28 @@
-"""The loops of `numba_path`, compiled: what a thread does with its rows, and what one thread does for all before that.
-
-They work on addresses: see `numba_path.Plan` for the numbers that describe a chain.
-"""
+"""The loops of `numba_path`, compiled: what one thread does for all others, and what each does with its rows."""
 
 from typing import Final
 
-from numba import cfunc, njit, types
+from numba import types
 
+from .numba_items import (
+    HEAD,
+    ITEM,
+    entries_begin,
+    entries_end,
+    fill_z,
+    load_u,
+    place_signs,
+    read_number,
+    width_of,
+    z_floats,
+)
 from .numba_memory import (
     call_by_threads,
-    float_of_bits,
-    read_f16,
+    callback,
+    clear,
+    compiled,
+    copy,
     read_f32,
-    read_i32,
     read_i64,
     read_u8,
     read_u16,
@@ -22,122 +32,19 @@ from .numba_memory import (
 )
 from .numba_vectors import LANES, ROWS, add_row, dot_many, dot_one
 
-HEAD: Final = 8
-"""Numbers of a plan before its items: rows, columns, row bytes, row scale and its type, column scale and its type, items."""
-ITEM: Final = 12
-"""Numbers of an item.
-
-A product: 0, planes, rank, type of the factors, U, V, scale or 0, gains, four planes of signs.
-A sparse block: 1, entries, whether offsets have 32 bits, scale, starts, offsets, columns, values.
-"""
-F32: Final = 0
-F16: Final = 1
-BF16: Final = 2
-F8: Final = 3
-"""Types of numbers in a plan."""
-
 TASK: Final = 24
-"""Numbers of a task, of which 17 are used: next part, next scratch, rows of a part, first row, end row, plan, first item,
-end item, tokens, x, floats of a row of x, z, target, whether to scale rows, whether W itself is wanted, the values of
-e4m3, scratch."""
+"""Numbers of a task, of which 17 are used.
+
+Next part, next scratch, rows of a part, first row, end row, plan, first item, end item, tokens, x, floats of a row of
+x, z, target, whether to scale the rows, whether W itself is wanted, the values of e4m3, scratch.
+"""
 PART: Final = 64
 """Rows that a thread takes at a time, at most."""
 SCRATCH: Final = 64 + 4 * 8 * PART
 """Bytes that a thread needs, a float32 row of W apart: addresses of signs, and factors U of its rows."""
 
 
-@njit(cache=True, nogil=True)
-def _width(rank: int) -> int:
-    """Return the width of the next loop, of those that are compiled, for what is left of a rank."""
-    if rank > 4:
-        return 8
-    return 4 if rank > 2 else rank
-
-
-@njit(cache=True, nogil=True)
-def _padded(rank: int) -> int:
-    last = rank & 7
-    return rank - last + (_width(last) if last else 0)
-
-
-@njit(cache=True, nogil=True)
-def _read(address: int, index: int, kind: int, e4m3: int) -> float:
-    """Return number `index` of those at an address; `e4m3` is the address of the 256 values of that type."""
-    if kind == F8:
-        return read_f32(e4m3 + 4 * read_u8(address + index))
-    if kind == F16:
-        return read_f16(address + 2 * index)
-    if kind == BF16:
-        return float_of_bits(read_u16(address + 2 * index) << 16)
-    return read_f32(address + 4 * index)
-
-
-@njit(cache=True, nogil=True)
-def _z_floats(plan: int, item: int) -> int:
-    """Return how many float32 of z an item needs for one token."""
-    if read_i64(item):
-        return 0
-    groups = (read_i64(plan + 8) + LANES - 1) // LANES
-    return groups * LANES * _padded(read_i64(item + 16))
-
-
-@njit(cache=True, nogil=True)
-def _fill_z(plan: int, item: int, x: int, z: int, e4m3: int) -> None:
-    """Write z[k, j] = x[j] · V[j, k] · scale[k] in groups: for each eight k, [groups, k, 16 columns]."""
-    columns, rank, kind = read_i64(plan + 8), read_i64(item + 16), read_i64(item + 24)
-    v, scale = read_i64(item + 40), read_i64(item + 48)
-    groups = (columns + LANES - 1) // LANES
-    first = 0
-    while first < rank:
-        width = _width(rank - first)
-        for k in range(width):
-            if first + k >= rank:
-                for g in range(groups):
-                    for lane in range(LANES):
-                        write_f32(z + 4 * ((g * width + k) * LANES + lane), types.float32(0))
-                continue
-            factor = read_f32(scale + 4 * (first + k)) if scale else types.float32(1)
-            for j in range(groups * LANES):
-                value = types.float32(0)
-                if j < columns:
-                    value = read_f32(x + 4 * j) * _read(v, j * rank + first + k, kind, e4m3) * factor
-                write_f32(z + 4 * (((j >> 4) * width + k) * LANES + (j & 15)), value)
-        z += 4 * groups * LANES * width
-        first += width
-
-
-@njit(cache=True, nogil=True)
-def _load_u(item: int, row: int, first: int, width: int, factor: float, target: int, e4m3: int) -> None:
-    """Write factor · U[row, first … first + width − 1] to float32 [width], zeros past the rank."""
-    rank, kind, u = read_i64(item + 16), read_i64(item + 24), read_i64(item + 32)
-    for k in range(width):
-        value = types.float32(0)
-        if first + k < rank:
-            value = factor * _read(u, row * rank + first + k, kind, e4m3)
-        write_f32(target + 4 * k, value)
-
-
-@njit(cache=True, nogil=True)
-def _place_signs(item: int, row: int, row_bytes: int, target: int) -> None:
-    """Write where the signs of a row begin in every plane."""
-    for plane in range(read_i64(item + 8)):
-        write_i64(target + 8 * plane, read_i64(item + 64 + 8 * plane) + row * row_bytes)
-
-
-@njit(cache=True, nogil=True)
-def _begin(item: int, row: int) -> int:
-    """Return the first entry of a row of a sparse block."""
-    offsets = read_i64(item + 40)
-    own = read_i32(offsets + 4 * row) if read_i64(item + 16) else read_u16(offsets + 2 * row)
-    return read_i32(read_i64(item + 32) + 4 * (row >> 6)) + own
-
-
-@njit(cache=True, nogil=True)
-def _end(item: int, row: int, rows: int) -> int:
-    return _begin(item, row + 1) if row + 1 < rows else read_i64(item + 8)
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
     """Add to rows a … b − 1 of y what the items make of x and z."""
     plan, tokens, x, stride, z, y = (
@@ -155,16 +62,16 @@ def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
         if read_i64(item):
             _multiply_sparse(item, a, b, rows, tokens, x, stride, y, e4m3)
             continue
-        planes, rank, gains, size = read_i64(item + 8), read_i64(item + 16), read_i64(item + 56), _z_floats(plan, item)
+        planes, rank, gains, size = read_i64(item + 8), read_i64(item + 16), read_i64(item + 56), z_floats(plan, item)
         first, offset = 0, 0
         while first < rank:
-            width = _width(rank - first)
+            width = width_of(rank - first)
             for i in range(a, b):
-                _load_u(item, i, first, width, types.float32(1), scratch + 64 + 4 * width * (i - a), e4m3)
+                load_u(item, i, first, width, types.float32(1), scratch + 64 + 4 * width * (i - a), e4m3)
             i = a
             while i < b:
                 step = ROWS if i + ROWS <= b else 1
-                _place_signs(item, i, row_bytes, scratch)
+                place_signs(item, i, row_bytes, scratch)
                 u = scratch + 64 + 4 * width * (i - a)
                 for token in range(tokens):
                     source, target = z + 4 * (token * size + offset), y + 4 * (token * rows + i)
@@ -178,14 +85,12 @@ def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
         z += 4 * tokens * size
 
 
-@njit(cache=True, nogil=True)
-def _multiply_sparse(
-    item: int, a: int, b: int, rows: int, tokens: int, x: int, stride: int, y: int, e4m3: int
-) -> None:
+@compiled
+def _multiply_sparse(item: int, a: int, b: int, rows: int, tokens: int, x: int, stride: int, y: int, e4m3: int) -> None:
     scale, columns, values = read_f32(read_i64(item + 24)), read_i64(item + 48), read_i64(item + 56)
-    begin = _begin(item, a)
+    begin = entries_begin(item, a)
     for i in range(a, b):
-        end = _end(item, i, rows)
+        end = entries_end(item, i, rows)
         for token in range(tokens):
             total, own = types.float32(0), x + 4 * token * stride
             for e in range(begin, end):
@@ -195,41 +100,44 @@ def _multiply_sparse(
         begin = end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rebuild_row(task: int, i: int, scratch: int, e4m3: int) -> None:
     """Add to row i of W, which begins at the task's first row, what the items make."""
     plan, x, z = read_i64(task + 40), read_i64(task + 72), read_i64(task + 88)
     rows, columns, row_bytes = read_i64(plan), read_i64(plan + 8), read_i64(plan + 16)
     target = read_i64(task + 96) + 4 * (i - read_i64(task + 24)) * columns
     groups = (columns + LANES - 1) // LANES
-    row = scratch + SCRATCH
-    fresh = read_i64(task + 48) == 0
-    for j in range(groups * LANES):
-        write_f32(row + 4 * j, types.float32(0) if fresh or j >= columns else read_f32(target + 4 * j))
-    factor = _read(read_i64(plan + 24), i, read_i64(plan + 32), e4m3)
+    # Whole groups are summed where they belong, others first where there is room for the last group.
+    direct = columns % LANES == 0
+    row = target if direct else scratch + SCRATCH
+    if read_i64(task + 48) == 0:
+        clear(row, 4 * groups * LANES)
+    elif not direct:
+        copy(row, target, 4 * columns)
+    factor = read_number(read_i64(plan + 24), i, read_i64(plan + 32), e4m3)
     for number in range(read_i64(task + 48), read_i64(task + 56)):
         item = plan + 8 * (HEAD + ITEM * number)
         if read_i64(item):
             scale, places, values = read_f32(read_i64(item + 24)), read_i64(item + 48), read_i64(item + 56)
-            for e in range(_begin(item, i), _end(item, i, rows)):
+            for e in range(entries_begin(item, i), entries_end(item, i, rows)):
                 j = read_u16(places + 2 * e)
                 value = factor * scale * read_f32(e4m3 + 4 * read_u8(values + e)) * read_f32(x + 4 * j)
                 write_f32(row + 4 * j, read_f32(row + 4 * j) + value)
             continue
         planes, rank, gains = read_i64(item + 8), read_i64(item + 16), read_i64(item + 56)
-        _place_signs(item, i, row_bytes, scratch)
+        place_signs(item, i, row_bytes, scratch)
         first = 0
         while first < rank:
-            width = _width(rank - first)
-            _load_u(item, i, first, width, factor, scratch + 64, e4m3)
+            width = width_of(rank - first)
+            load_u(item, i, first, width, factor, scratch + 64, e4m3)
             add_row(planes, width, scratch, row_bytes, gains, z, scratch + 64, row)
             first += width
             z += 4 * groups * LANES * width
-    for j in range(columns):
-        write_f32(target + 4 * j, read_f32(row + 4 * j))
+    if not direct:
+        copy(target, row, 4 * columns)
 
 
-@cfunc(types.void(types.int64), cache=True)
+@callback
 def work(task: int) -> None:
     """Take parts of a task until none is left. The part is what a thread's number decides, never the result."""
     plan, size, first, end = read_i64(task + 40), read_i64(task + 16), read_i64(task + 24), read_i64(task + 32)
@@ -248,24 +156,23 @@ def work(task: int) -> None:
             continue
         if read_i64(task + 48) == 0:
             for token in range(tokens):
-                for i in range(a, b):
-                    write_f32(y + 4 * (token * rows + i), types.float32(0))
+                clear(y + 4 * (token * rows + a), 4 * (b - a))
         _multiply(task, a, b, scratch, e4m3)
         if scaled:
             for i in range(a, b):
-                factor = _read(read_i64(plan + 24), i, read_i64(plan + 32), e4m3)
+                factor = read_number(read_i64(plan + 24), i, read_i64(plan + 32), e4m3)
                 for token in range(tokens):
                     target = y + 4 * (token * rows + i)
                     write_f32(target, read_f32(target) * factor)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scratch_bytes(plan: int) -> int:
     """Return the bytes that each thread needs for a chain."""
     return SCRATCH + 4 * LANES * ((read_i64(plan + 8) + LANES - 1) // LANES)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run(
     plan: int,
     first: int,
@@ -275,7 +182,7 @@ def run(
     target: int,
     whole: bool,
     workspace: int,
-    z_floats: int,
+    z_limit: int,
     threads: int,
     e4m3: int,
     parallel: int,
@@ -292,13 +199,13 @@ def run(
         target: address of float32 [tokens, rows], or [end - first, columns] for W.
         whole: whether W is wanted.
         workspace: address of what `numba_path` reckons.
-        z_floats: float32 of z that it holds, if no item needs more.
+        z_limit: float32 of z that it holds, if no item needs more.
         threads: how many may work.
         e4m3: address of the 256 values of that type as float32.
         parallel: address of GOMP_parallel; with one thread it does not matter.
         function: address of `work`.
     """
-    rows, columns, items = read_i64(plan), read_i64(plan + 8), read_i64(plan + 56)
+    columns, items = read_i64(plan + 8), read_i64(plan + 56)
     stride = (columns + LANES - 1) // LANES * LANES
     task = workspace
     xs = task + 8 * TASK
@@ -308,7 +215,7 @@ def run(
         for j in range(stride):
             value = types.float32(0)
             if j < columns:
-                value = _read(read_i64(plan + 40), j, read_i64(plan + 48), e4m3)
+                value = read_number(read_i64(plan + 40), j, read_i64(plan + 48), e4m3)
                 if not whole:
                     value *= read_f32(x + 4 * (token * columns + j))
             write_f32(xs + 4 * (token * stride + j), value)
@@ -317,13 +224,13 @@ def run(
     while done < items:
         last, used = done, 0
         while last < items:
-            size = tokens * _z_floats(plan, plan + 8 * (HEAD + ITEM * last))
-            if used and used + size > z_floats:
+            size = tokens * z_floats(plan, plan + 8 * (HEAD + ITEM * last))
+            if used and used + size > z_limit:
                 break
             for token in range(tokens):
                 item = plan + 8 * (HEAD + ITEM * last)
                 if size:
-                    _fill_z(plan, item, xs + 4 * token * stride, z + 4 * (used + token * (size // tokens)), e4m3)
+                    fill_z(plan, item, xs + 4 * token * stride, z + 4 * (used + token * (size // tokens)), e4m3)
             used += size
             last += 1
         numbers = (0, 0, min(part, PART), first, end, plan, done, last, tokens, xs, stride, z, target)

@@ -1,12 +1,36 @@
 """Numbers at addresses, as compiled code reads and writes them, and a call of such code by several threads."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from llvmlite import ir
-from numba import njit
-from numba.core import types
+from numba import cfunc, njit
+from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function when it is first called, without the interpreter's lock; keep the result on disk if possible.
+
+    numba compiles anew when the function's own file changes, not when one that it imports from does.
+    """
+    return _kept(njit, function, nogil=True)
+
+
+def callback(function: Callable[[int], None]) -> int:
+    """Compile a function now and return its address; it takes one number of the size of a pointer."""
+    address: int = _kept(cfunc, function, types.void(types.int64)).address
+    return address
+
+
+def _kept(decorator: Any, function: Any, *args: Any, **options: Any) -> Any:
+    try:
+        return decorator(*args, cache=True, **options)(function)
+    except RuntimeError:  # No folder that can be written to.
+        return decorator(*args, **options)(function)
+
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -53,6 +77,29 @@ def write_i64(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def clear(typing: Any, address: Any, size: Any) -> Any:
+    """Write zeros to `size` bytes at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], _I8.as_pointer()), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def copy(typing: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copy `size` bytes from one address to another, which do not overlap."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
+        pointers = [builder.inttoptr(address, _I8.as_pointer()) for address in args[:2]]
+        cgutils.raw_memcpy(builder, *pointers, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
 def take_number(typing: Any, address: Any) -> Any:
     """Return the int64 at an address and leave the next one there; every thread gets another."""
 
@@ -75,7 +122,10 @@ def float_of_bits(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def call_by_threads(typing: Any, parallel: Any, function: Any, data: Any, threads: Any) -> Any:
-    """Call function(data), or have GOMP_parallel, at address `parallel`, call it in `threads` threads; all are int64."""
+    """Call function(data), or have it called in `threads` threads by GOMP_parallel, whose address is `parallel`.
+
+    All are int64.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
         parallel, function, data, threads = args
@@ -93,7 +143,7 @@ def call_by_threads(typing: Any, parallel: Any, function: Any, data: Any, thread
     return types.void(*[types.int64] * 4), emit
 
 
-@njit(cache=True, nogil=True, inline="never")
+@compiled
 def read_f16(address: int) -> float:
     """Return the float16 at an address as float32."""
     bits = read_u16(address)

@@ -8,10 +8,9 @@ rebuilt in tiles of rows, which stay in cache, and torch multiplies them.
 The work is split over rows; a row's sum has one order, so the result does not depend on the number of threads. These
 are torch's own, as many as `torch.get_num_threads` says; where torch's OpenMP is not found, the calling thread alone.
 
-Held between calls are one workspace for each calling thread (see Z) and for each chain its plan, about 100 bytes a block.
+Held between calls are a workspace for each calling thread (see Z), and for each chain its plan: 100 bytes a block.
 """
 
-import ctypes
 import threading
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -19,15 +18,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from .blocks import LowRankBlock, SignBlock
+from .blocks import SignBlock
 from .chain import Block, Chain
 from .float8 import e4m3_values
-from .numba_loops import BF16, F8, F16, F32, HEAD, ITEM, TASK, run, scratch_bytes, work
+from .numba_items import BF16, F8, F16, F32, HEAD, ITEM
+from .numba_loops import TASK, run, scratch_bytes, work
 from .numba_vectors import LANES, PLANES
 from .sparse import SparseBlock
 from .threads import openmp_parallel
 
-FEW_TOKENS: Final = 2
+FEW_TOKENS: Final = 3
 """Up to this number of tokens W is not formed."""
 Z: Final = 1 << 17
 """Float32 (512 KiB) of Z that are held at a time, unless one block needs more for one token."""
@@ -103,7 +103,6 @@ def _runs(blocks: tuple[Block, ...]) -> list[list[Block]]:
 
 _plans: WeakKeyDictionary[Chain, Plan] = WeakKeyDictionary()
 _held = threading.local()
-_WORK: Final = work.address
 
 
 def _plan(chain: Chain) -> Plan:
@@ -135,7 +134,7 @@ def _run(chain: Chain, first: int, end: int, tokens: int, x: int, target: int, w
     z = max(Z, tokens * plan.widest)
     size = 8 * TASK + 4 * tokens * (chain.columns + LANES) + threads * plan.scratch + 4 * z
     space = _workspace(size)
-    run(plan.address, first, end, tokens, x, target, whole, space, Z, threads, _E4M3, parallel, _WORK)
+    run(plan.address, first, end, tokens, x, target, whole, space, Z, threads, _E4M3, parallel, work)
 
 
 _E4M3: Final = e4m3_values().data_ptr()

@@ -22,7 +22,11 @@ _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.
 _VECTOR = ir.VectorType(_F32, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 
-Emit = Callable[[Any, Any, Any, Sequence[Any]], Any]
+SUMS: Final = 16
+"""Vectors of sums that are held in registers, of the 32 that AVX-512 has."""
+
+Body = Callable[[Any, bool, Sequence[Any]], Sequence[Any]]
+"""From the offset of a group's signs, whether only one byte of them is left, and what is carried, to what is made."""
 
 
 def _pointer(builder: Any, address: Any, kind: Any, offset: Any = None) -> Any:
@@ -66,8 +70,8 @@ def _codes(builder: Any, rows: Sequence[Sequence[Any]], tail: bool, gains: Seque
     Args:
         rows: for each row the addresses of its signs, one for each plane.
         tail: whether the row ends with one byte here.
-        gains: vectors: of a row whose first plane is +, of one whose first is −, and of twice each further gain. With no
-            planes, one vector: the code itself.
+        gains: vectors: of the code if the first plane is + and all others −, of all −, and of twice each further gain.
+            With no planes, one vector: the code itself.
         place: offset of the group's signs from those addresses.
     """
     out = []
@@ -96,8 +100,8 @@ def _gains(builder: Any, address: Any, planes: int) -> list[Any]:
     return [_spread(builder, high), _spread(builder, low)] + [_spread(builder, builder.fadd(g, g)) for g in more]
 
 
-def _over_groups(builder: Any, row_bytes: Any, carried: Sequence[Any], body: Callable[..., Sequence[Any]]) -> list[Any]:
-    """Run `body(offset of the signs, whether one byte is left, what is carried)` on every group; return what it made."""
+def _over_groups(builder: Any, row_bytes: Any, carried: Sequence[Any], body: Body) -> list[Any]:
+    """Run a body on every group, with what is carried from group to group; return what the last one made."""
     full = builder.and_(row_bytes, ir.Constant(_I64, -2))
     before = builder.block
     head, inside, after, tail, done = (builder.append_basic_block() for _ in range(5))
@@ -162,6 +166,28 @@ def _z_vectors(builder: Any, z: Any, place: Any, width: int) -> list[Any]:
     return [_load(builder, base, _VECTOR, ir.Constant(_I64, 4 * LANES * k)) for k in range(width)]
 
 
+def _sums(builder: Any, row_bytes: Any, starts: Sequence[Any], gains: Sequence[Any], z: Any, k: int) -> list[Any]:
+    """Return Σ_groups code · z for every row and each of `k` ranks, as vectors, row after row."""
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+
+    def group(place: Any, tail: bool, sums: Sequence[Any]) -> list[Any]:
+        zs = _z_vectors(builder, z, place, k)
+        codes = _codes(builder, starts, tail, gains, place)
+        return [_fused(builder, codes[i // k], zs[i % k], total) for i, total in enumerate(sums)]
+
+    return _over_groups(builder, row_bytes, [zero] * (len(starts) * k), group)
+
+
+def _add_to_y(builder: Any, sums: Sequence[Any], row: int, u: Any, y: Any) -> None:
+    """y[row] += Σ_k u[row, k] · the lanes of sums[k]."""
+    total = ir.Constant(_VECTOR, [0.0] * LANES)
+    for number, vector in enumerate(sums):
+        factor = _load(builder, u, _F32, ir.Constant(_I64, 4 * (row * len(sums) + number)))
+        total = _fused(builder, _spread(builder, factor), vector, total)
+    target = _pointer(builder, y, _F32, ir.Constant(_I64, 4 * row))
+    builder.store(builder.fadd(builder.load(target, align=4), _lane_sum(builder, total)), target, align=4)
+
+
 def _dot(rows: int) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
         planes, width, signs, row_bytes, gains, z, u, y = args
@@ -169,27 +195,18 @@ def _dot(rows: int) -> Any:
         def body(p: int, k: int) -> None:
             starts = _rows_of_signs(builder, signs, row_bytes, p, rows)
             codes = _gains(builder, gains, p)
-
-            def group(place: Any, tail: bool, sums: Sequence[Any]) -> list[Any]:
-                zs = _z_vectors(builder, z, place, k)
-                c = _codes(builder, starts, tail, codes, place)
-                return [_fused(builder, c[i // k], zs[i % k], total) for i, total in enumerate(sums)]
-
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            sums = _over_groups(builder, row_bytes, [zero] * (rows * k), group)
-            for r in range(rows):
-                total = zero
-                for j in range(k):
-                    factor = _spread(builder, _load(builder, u, _F32, ir.Constant(_I64, 4 * (r * k + j))))
-                    total = _fused(builder, factor, sums[r * k + j], total)
-                target = _pointer(builder, y, _F32, ir.Constant(_I64, 4 * r))
-                builder.store(builder.fadd(builder.load(target, align=4), _lane_sum(builder, total)), target, align=4)
+            # As many sums at a time as there are registers for.
+            step = max(1, min(rows, SUMS // k))
+            for r in range(0, rows, step):
+                sums = _sums(builder, row_bytes, starts[r : r + step], codes, z, k)
+                for number in range(step):
+                    _add_to_y(builder, sums[number * k : (number + 1) * k], r + number, u, y)
 
         _for_each_kind(builder, planes, width, body)
         return context.get_dummy_value()
 
     @intrinsic
-    def dot(typing: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, y: Any) -> Any:
+    def dot(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, y: Any) -> Any:
         return types.void(*[types.int64] * 8), emit
 
     return dot
@@ -211,8 +228,8 @@ float32 [rows, width], y float32 [rows].
 
 
 @intrinsic
-def add_row(typing: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, w: Any) -> Any:
-    """w[j] += code[j] · Σ_k u[k] · z[k, j] for the columns of one row, rounded up to groups; arguments as `dot_many`."""
+def add_row(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, w: Any) -> Any:
+    """w[j] += code[j] · Σ_k u[k] · z[k, j] for the columns of one row, filled up to groups; arguments as `dot_many`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
         planes, width, signs, row_bytes, gains, z, u, w = args

@@ -54,7 +54,7 @@ def test_an_unknown_backend_is_refused_with_the_names(make_chain):
 
 def test_triton_on_the_cpu_is_refused_unless_interpreted(make_chain, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="does not run on cpu; there: (numba, )?torch, reference"):
+    with pytest.raises(ValueError, match=r"does not run on cpu; there: (numba, )?torch, reference"):
         rebuild(make_chain(3, 5, [(2, True)]), backend="triton")
 
 

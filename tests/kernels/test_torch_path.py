@@ -17,7 +17,9 @@ def test_every_split_of_the_work_gives_the_same_result(make_chain, bound, monkey
     chain = make_chain(m, n, MIXED, garbage=True)
     exact = dense(chain)
     for dtype in (torch.float32, torch.bfloat16):
-        assert ((rebuild(chain, dtype=dtype, backend="torch").double() - exact).abs() <= bound(chain, exact, dtype)).all()
+        assert (
+            (rebuild(chain, dtype=dtype, backend="torch").double() - exact).abs() <= bound(chain, exact, dtype)
+        ).all()
         for table_rows in (1, m + 1):
             monkeypatch.setattr(torch_path, "TABLE_ROWS", table_rows)
             for tokens in (1, 3):

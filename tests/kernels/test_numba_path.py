@@ -1,0 +1,100 @@
+"""What is particular to the path that numba compiles: its threads, its splits, and what it holds and reads."""
+
+import ctypes
+import gc
+import mmap
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from bitstack.kernels import linear, numba_path, rebuild
+from bitstack.kernels.chain import Chain
+from bitstack.kernels.reference import dense
+
+MIXED = [("sparse", 0.05), (8, True), "plane", (3, False), "plane", "plane", "plane", "plane", "plane", (1, True)]
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(make_chain, monkeypatch, threads):
+    monkeypatch.setattr(numba_path, "SMALL", 0)
+    chain = make_chain(517, 203, MIXED, garbage=True)
+    x = torch.randn(3, 203)
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        results.append((linear(x, chain, backend="numba"), rebuild(chain, backend="numba")))
+    monkeypatch.setattr(numba_path, "openmp_parallel", lambda: 0)
+    results.append((linear(x, chain, backend="numba"), rebuild(chain, backend="numba")))
+    for y, w in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(w, results[0][1])
+
+
+def test_torch_s_own_threads_are_found():
+    from bitstack.kernels.threads import openmp_parallel
+
+    if sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this torch has no OpenMP that is looked for")
+    assert openmp_parallel()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(("m", "n"), [(13, 77), (64, 64), (131, 9)])
+def test_every_split_of_the_work_gives_the_same_result(make_chain, bound, monkeypatch, m, n, tokens):
+    chain = make_chain(m, n, MIXED, garbage=True)
+    exact, x = dense(chain), torch.randn(tokens, n)
+    y = x.double() @ exact.T
+    for few, z, tile in ((0, 1, 1), (0, 1 << 20, 7 * n), (tokens, 1, 1), (tokens, 3000, 1), (tokens, 1 << 20, 1)):
+        for name, value in (("FEW_TOKENS", few), ("Z", z), ("TILE", tile)):
+            monkeypatch.setattr(numba_path, name, value)
+        assert ((linear(x, chain, backend="numba") - y).abs() <= bound(chain, y, x.dtype, x)).all()
+        for dtype in (torch.float32, torch.half):
+            error = (rebuild(chain, dtype=dtype, backend="numba").double() - exact).abs()
+            assert (error <= bound(chain, exact, dtype)).all()
+
+
+def test_tokens_do_not_depend_on_each_other(make_chain):
+    chain, x = make_chain(131, 61, MIXED), torch.randn(numba_path.FEW_TOKENS, 61)
+    together = linear(x, chain, backend="numba")
+    assert torch.equal(together, torch.cat([linear(row[None], chain, backend="numba") for row in x]))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_what_is_held_between_calls_is_bounded(make_chain, monkeypatch, tokens):
+    monkeypatch.setattr(numba_path, "_held", type("Fresh", (), {})())
+    chain = make_chain(2048, 2048, [(8, True), (8, True), "plane", (8, True)])
+    linear(torch.randn(tokens, 2048), chain, backend="numba")
+    assert 0 < numba_path.workspace_bytes() < 1 << 20
+    before = len(numba_path._plans)
+    del chain
+    gc.collect()
+    assert len(numba_path._plans) < before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page as Linux does")
+def test_nothing_is_read_past_the_last_row(make_chain):
+    """The signs end where a page that must not be touched begins."""
+    m, n = 9, 21
+    chain = make_chain(m, n, [(2, True)])
+    area = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    block = chain.blocks[0]
+    size = block.signs.numel()
+    signs = torch.frombuffer(area, dtype=torch.uint8, offset=mmap.PAGESIZE - size, count=size).view(m, 3)
+    signs.copy_(block.signs)
+    edge = Chain(m, n, chain.row_scale, chain.col_scale, (type(block)(signs, block.u, block.v, block.scale),))
+    x = torch.randn(1, n)
+    assert torch.equal(linear(x, edge, backend="numba"), linear(x, chain, backend="numba"))
+    assert torch.equal(rebuild(edge, backend="numba"), rebuild(chain, backend="numba"))
