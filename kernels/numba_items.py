@@ -49,7 +49,8 @@ def width_of(rank: int) -> int:
 
 
 @compiled
-def _padded(rank: int) -> int:
+def padded(rank: int) -> int:
+    """Return the ranks that all loops over a rank work on together."""
     last = rank & 7
     return rank - last + (width_of(last) if last else 0)
 
@@ -72,7 +73,7 @@ def z_floats(plan: int, item: int) -> int:
     if read_i64(item):
         return 0
     groups = (read_i64(plan + 8) + LANES - 1) // LANES
-    return groups * LANES * _padded(read_i64(item + 16))
+    return groups * LANES * padded(read_i64(item + 16))
 
 
 @compiled

@@ -30,13 +30,15 @@ from .numba_memory import (
     write_f32,
     write_i64,
 )
+from .numba_tables import TABLE_BYTES, TABLE_FLOATS, WIDTH, add_by_table, by_table, fill_table
 from .numba_vectors import LANES, ROWS, add_row, dot_many, dot_one
 
 TASK: Final = 24
-"""Numbers of a task, of which 17 are used.
+"""Numbers of a task.
 
 Next part, next scratch, rows of a part, first row, end row, plan, first item, end item, tokens, x, floats of a row of
-x, z, target, whether to scale the rows, whether W itself is wanted, the values of e4m3, scratch.
+x, z, target, whether to scale the rows, whether W itself is wanted, the values of e4m3, scratch, whether the target is
+fresh; whether a table is used, and then its first rank, first byte column, how many byte columns, and the token.
 """
 PART: Final = 64
 """Rows that a thread takes at a time, at most."""
@@ -59,6 +61,8 @@ def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
     groups = (read_i64(plan + 8) + LANES - 1) // LANES
     for number in range(read_i64(task + 48), read_i64(task + 56)):
         item = plan + 8 * (HEAD + ITEM * number)
+        if by_table(plan, item):
+            continue
         if read_i64(item):
             _multiply_sparse(item, a, b, rows, tokens, x, stride, y, e4m3)
             continue
@@ -110,7 +114,7 @@ def _rebuild_row(task: int, i: int, scratch: int, e4m3: int) -> None:
     # Whole groups are summed where they belong, others first where there is room for the last group.
     direct = columns % LANES == 0
     row = target if direct else scratch + SCRATCH
-    if read_i64(task + 48) == 0:
+    if read_i64(task + 136):
         clear(row, 4 * groups * LANES)
     elif not direct:
         copy(row, target, 4 * columns)
@@ -137,14 +141,33 @@ def _rebuild_row(task: int, i: int, scratch: int, e4m3: int) -> None:
         copy(target, row, 4 * columns)
 
 
+@compiled
+def scratch_bytes(plan: int) -> int:
+    """Return the bytes that each thread needs for a chain: SCRATCH, and a row of W or a table."""
+    size = LANES * ((read_i64(plan + 8) + LANES - 1) // LANES)
+    for number in range(read_i64(plan + 56)):
+        if by_table(plan, plan + 8 * (HEAD + ITEM * number)):
+            size = max(size, TABLE_FLOATS)
+    return SCRATCH + 4 * size
+
+
 @callback
 def work(task: int) -> None:
     """Take parts of a task until none is left. The part is what a thread's number decides, never the result."""
     plan, size, first, end = read_i64(task + 40), read_i64(task + 16), read_i64(task + 24), read_i64(task + 32)
     tokens, y, scaled = read_i64(task + 64), read_i64(task + 96), read_i64(task + 104)
-    e4m3, groups = read_i64(task + 120), (read_i64(plan + 8) + LANES - 1) // LANES
-    scratch = read_i64(task + 128) + take_number(task + 8) * (SCRATCH + 4 * LANES * groups)
+    e4m3 = read_i64(task + 120)
+    scratch = read_i64(task + 128) + take_number(task + 8) * scratch_bytes(plan)
     rows = read_i64(plan)
+    # Only where there is a table:
+    item, table, filled = plan + 8 * (HEAD + ITEM * read_i64(task + 48)), scratch + SCRATCH, False
+    first_rank, byte, count, token = (
+        read_i64(task + 152),
+        read_i64(task + 160),
+        read_i64(task + 168),
+        read_i64(task + 176),
+    )
+    x, own = read_i64(task + 72) + 4 * token * read_i64(task + 80), y + 4 * token * rows
     while True:
         a = first + size * take_number(task)
         if a >= end:
@@ -154,22 +177,22 @@ def work(task: int) -> None:
             for i in range(a, b):
                 _rebuild_row(task, i, scratch, e4m3)
             continue
-        if read_i64(task + 48) == 0:
+        if read_i64(task + 136):
             for token in range(tokens):
                 clear(y + 4 * (token * rows + a), 4 * (b - a))
-        _multiply(task, a, b, scratch, e4m3)
+        if read_i64(task + 144):
+            if not filled:
+                fill_table(plan, item, first_rank, byte, count, x, table, e4m3)
+                filled = True
+            add_by_table(plan, item, first_rank, byte, count, table, a, b, scratch + 64, own, e4m3)
+        else:
+            _multiply(task, a, b, scratch, e4m3)
         if scaled:
             for i in range(a, b):
                 factor = read_number(read_i64(plan + 24), i, read_i64(plan + 32), e4m3)
                 for token in range(tokens):
                     target = y + 4 * (token * rows + i)
                     write_f32(target, read_f32(target) * factor)
-
-
-@compiled
-def scratch_bytes(plan: int) -> int:
-    """Return the bytes that each thread needs for a chain."""
-    return SCRATCH + 4 * LANES * ((read_i64(plan + 8) + LANES - 1) // LANES)
 
 
 @compiled
@@ -220,25 +243,69 @@ def run(
                     value *= read_f32(x + 4 * (token * columns + j))
             write_f32(xs + 4 * (token * stride + j), value)
     part = (((end - first) + 4 * threads - 1) // (4 * threads) + ROWS - 1) // ROWS * ROWS
+    for index, number in enumerate((0, 0, min(part, PART), first, end, plan, 0, 0, tokens, xs, stride, z, target)):
+        write_i64(task + 8 * index, number)
+    write_i64(task + 112, whole)
+    write_i64(task + 120, e4m3)
+    write_i64(task + 128, scratch)
+    write_i64(task + 144, 0)
+    tables = 0
+    for number in range(items):
+        tables += not whole and by_table(plan, plan + 8 * (HEAD + ITEM * number))
     done = 0
-    while done < items:
+    while done < items and tables < items:
         last, used = done, 0
         while last < items:
-            size = tokens * z_floats(plan, plan + 8 * (HEAD + ITEM * last))
-            if used and used + size > z_limit:
+            item = plan + 8 * (HEAD + ITEM * last)
+            size = 0 if not whole and by_table(plan, item) else z_floats(plan, item)
+            if used and used + tokens * size > z_limit:
                 break
-            for token in range(tokens):
-                item = plan + 8 * (HEAD + ITEM * last)
-                if size:
-                    fill_z(plan, item, xs + 4 * token * stride, z + 4 * (used + token * (size // tokens)), e4m3)
-            used += size
+            for token in range(tokens if size else 0):
+                fill_z(plan, item, xs + 4 * token * stride, z + 4 * (used + token * size), e4m3)
+            used += tokens * size
             last += 1
-        numbers = (0, 0, min(part, PART), first, end, plan, done, last, tokens, xs, stride, z, target)
-        for index in range(len(numbers)):
-            write_i64(task + 8 * index, numbers[index])
-        write_i64(task + 104, last == items)
-        write_i64(task + 112, whole)
-        write_i64(task + 120, e4m3)
-        write_i64(task + 128, scratch)
-        call_by_threads(parallel, function, task, threads)
+        write_i64(task + 48, done)
+        write_i64(task + 56, last)
+        _start(task, done == 0, last == items and not tables, threads, parallel, function)
         done = last
+    fresh = done == 0
+    for number in range(items if tables else 0):
+        if by_table(plan, plan + 8 * (HEAD + ITEM * number)):
+            tables -= 1
+            write_i64(task + 48, number)
+            for token in range(tokens):
+                scaled = tables == 0 and token == tokens - 1
+                _run_tables(task, number, token, fresh, scaled, threads, parallel, function)
+                fresh = False
+
+
+@compiled
+def _start(task: int, fresh: bool, scaled: bool, threads: int, parallel: int, function: int) -> None:
+    """Have a task done, from its first part on."""
+    write_i64(task, 0)
+    write_i64(task + 8, 0)
+    write_i64(task + 104, scaled)
+    write_i64(task + 136, fresh)
+    call_by_threads(parallel, function, task, threads)
+
+
+@compiled
+def _run_tables(
+    task: int, number: int, token: int, fresh: bool, scaled: bool, threads: int, parallel: int, function: int
+) -> None:
+    """Multiply one token by one item, eight ranks and some byte columns at a time."""
+    plan = read_i64(task + 40)
+    item = plan + 8 * (HEAD + ITEM * number)
+    rank, row_bytes = read_i64(item + 16), read_i64(plan + 16)
+    blocks = (row_bytes + TABLE_BYTES - 1) // TABLE_BYTES
+    step = (row_bytes + blocks - 1) // blocks
+    write_i64(task + 144, 1)
+    write_i64(task + 176, token)
+    for first in range(0, rank, WIDTH):
+        for byte in range(0, row_bytes, step):
+            count = min(step, row_bytes - byte)
+            write_i64(task + 152, first)
+            write_i64(task + 160, byte)
+            write_i64(task + 168, count)
+            last = first + WIDTH >= rank and byte + step >= row_bytes
+            _start(task, fresh and first == 0 and byte == 0, scaled and last, threads, parallel, function)

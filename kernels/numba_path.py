@@ -12,6 +12,7 @@ Held between calls are a workspace for each calling thread (see Z), and for each
 """
 
 import threading
+from collections.abc import Iterator
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -127,13 +128,11 @@ def workspace_bytes() -> int:
     return (0 if held is None else held.numel()) + plans
 
 
-def _run(chain: Chain, first: int, end: int, tokens: int, x: int, target: int, whole: bool) -> None:
-    plan = _plan(chain)
+def _run(chain: Chain, plan: Plan, first: int, end: int, tokens: int, x: int, target: int, whole: bool) -> None:
     parallel = openmp_parallel()
     threads = torch.get_num_threads() if parallel and plan.work >= SMALL else 1
     z = max(Z, tokens * plan.widest)
-    size = 8 * TASK + 4 * tokens * (chain.columns + LANES) + threads * plan.scratch + 4 * z
-    space = _workspace(size)
+    space = _workspace(8 * TASK + 4 * tokens * (chain.columns + LANES) + threads * plan.scratch + 4 * z)
     run(plan.address, first, end, tokens, x, target, whole, space, Z, threads, _E4M3, parallel, work)
 
 
@@ -142,38 +141,40 @@ _E4M3: Final = e4m3_values().data_ptr()
 
 def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
     """Write x·Wᵀ to `out` [tokens, rows] for x [tokens, columns], summed in float32."""
-    x = x.float().contiguous()
+    x = (x if x.dtype == torch.float32 else x.float()).contiguous()
     y = out if out.dtype == torch.float32 else torch.empty(out.shape)
-    if len(x) > FEW_TOKENS:
+    plan, tokens = _plan(chain), len(x)
+    step = max(1, Z // max(1, plan.widest))
+    if tokens > FEW_TOKENS:
         _through_tiles(x, chain, y)
+    elif tokens <= step:
+        _run(chain, plan, 0, chain.rows, tokens, x.data_ptr(), y.data_ptr(), False)
     else:
-        step = max(1, Z // max(1, _plan(chain).widest))
-        for start in range(0, len(x), step):
-            part = x[start : start + step]
-            target = y[start : start + step]
-            _run(chain, 0, chain.rows, len(part), part.data_ptr(), target.data_ptr(), False)
+        for part, target in zip(x.split(step), y.split(step), strict=True):
+            _run(chain, plan, 0, chain.rows, len(part), part.data_ptr(), target.data_ptr(), False)
     if y is not out:
         out.copy_(y)
 
 
 def _through_tiles(x: torch.Tensor, chain: Chain, y: torch.Tensor) -> None:
+    for start, w in _tiles(chain):
+        torch.mm(x, w.T, out=y[:, start : start + len(w)])
+
+
+def _tiles(chain: Chain) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield W in tiles, each with its first row; a tile is overwritten by the next."""
     step = min(chain.rows, max(1, TILE // chain.columns))
-    tile = torch.empty(step, chain.columns)
+    tile, plan = torch.empty(step, chain.columns), _plan(chain)
     for start in range(0, chain.rows, step):
         stop = min(start + step, chain.rows)
-        w = tile[: stop - start]
-        _run(chain, start, stop, 1, 0, w.data_ptr(), True)
-        torch.mm(x, w.T, out=y[:, start:stop])
+        _run(chain, plan, start, stop, 1, 0, tile.data_ptr(), True)
+        yield start, tile[: stop - start]
 
 
 def rebuild(chain: Chain, out: torch.Tensor) -> None:
     """Write W to `out` [rows, columns], summed in float32."""
     if out.dtype == torch.float32:
-        _run(chain, 0, chain.rows, 1, 0, out.data_ptr(), True)
+        _run(chain, _plan(chain), 0, chain.rows, 1, 0, out.data_ptr(), True)
         return
-    step = min(chain.rows, max(1, TILE // chain.columns))
-    tile = torch.empty(step, chain.columns)
-    for start in range(0, chain.rows, step):
-        stop = min(start + step, chain.rows)
-        _run(chain, start, stop, 1, 0, tile.data_ptr(), True)
-        out[start:stop] = tile[: stop - start]
+    for start, w in _tiles(chain):
+        out[start : start + len(w)] = w
