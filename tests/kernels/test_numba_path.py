@@ -12,6 +12,7 @@ pytest.importorskip("numba")
 
 from bitstack.kernels import linear, numba_path, rebuild
 from bitstack.kernels.chain import Chain
+from bitstack.kernels.numba_tables import TABLE_ROWS
 from bitstack.kernels.reference import dense
 
 MIXED = [("sparse", 0.05), (8, True), "plane", (3, False), "plane", "plane", "plane", "plane", "plane", (1, True)]
@@ -25,9 +26,10 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_does_not_change_a_bit(make_chain, monkeypatch, threads):
+@pytest.mark.parametrize("m", [517, TABLE_ROWS + 69])
+def test_the_number_of_threads_does_not_change_a_bit(make_chain, monkeypatch, threads, m):
     monkeypatch.setattr(numba_path, "SMALL", 0)
-    chain = make_chain(517, 203, MIXED, garbage=True)
+    chain = make_chain(m, 203, MIXED, garbage=True)
     x = torch.randn(3, 203)
     results = []
     for count in (1, 2, 5):
@@ -38,6 +40,27 @@ def test_the_number_of_threads_does_not_change_a_bit(make_chain, monkeypatch, th
     for y, w in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(w, results[0][1])
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [(8, True)],
+        [(8, True), "plane"],
+        [("sparse", 0.02), (16, False), (7, True), "plane", "plane", (5, True), (33, True), (2, True)],
+        [(1, True), (8, False), ("sparse", 0.01)],
+    ],
+)
+@pytest.mark.parametrize("n", [5, 64, 299])
+def test_look_ups(make_chain, bound, blocks, n):
+    chain = make_chain(TABLE_ROWS + 3, n, blocks, garbage=True, scales=torch.float16)
+    exact = dense(chain)
+    for tokens in (1, 2):
+        x = torch.randn(tokens, n)
+        y = x.double() @ exact.T
+        out = torch.full(y.shape, float("nan"))
+        linear(x, chain, out=out, backend="numba")
+        assert ((out - y).abs() <= bound(chain, y, x.dtype, x)).all()
 
 
 def test_torch_s_own_threads_are_found():
@@ -70,11 +93,13 @@ def test_tokens_do_not_depend_on_each_other(make_chain):
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 16])
-def test_what_is_held_between_calls_is_bounded(make_chain, monkeypatch, tokens):
+def test_what_is_held_between_calls_is_bounded(make_chain, monkeypatch, threads, tokens):
+    threads(2)
     monkeypatch.setattr(numba_path, "_held", type("Fresh", (), {})())
     chain = make_chain(2048, 2048, [(8, True), (8, True), "plane", (8, True)])
     linear(torch.randn(tokens, 2048), chain, backend="numba")
-    assert 0 < numba_path.workspace_bytes() < 1 << 20
+    # W would take 16 MiB.
+    assert 0 < numba_path.workspace_bytes() < 3 << 19
     before = len(numba_path._plans)
     del chain
     gc.collect()
