@@ -113,6 +113,12 @@ def load_u(item: int, row: int, first: int, width: int, factor: float, target: i
 
 
 @compiled
+def last_gain(item: int) -> float:
+    """Return the gain of the last plane, or 1."""
+    return read_f32(read_i64(item + 56) + 4 * max(0, read_i64(item + 8) - 1))
+
+
+@compiled
 def place_signs(item: int, row: int, row_bytes: int, target: int) -> None:
     """Write where the signs of a row begin in every plane."""
     for plane in range(read_i64(item + 8)):

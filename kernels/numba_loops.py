@@ -10,6 +10,7 @@ from .numba_items import (
     entries_begin,
     entries_end,
     fill_z,
+    last_gain,
     load_u,
     place_signs,
     read_number,
@@ -66,7 +67,7 @@ def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
         if read_i64(item):
             _multiply_sparse(item, a, b, rows, tokens, x, stride, y, e4m3)
             continue
-        planes, rank, gains, size = read_i64(item + 8), read_i64(item + 16), read_i64(item + 56), z_floats(plan, item)
+        planes, rank, gain, size = read_i64(item + 8), read_i64(item + 16), last_gain(item), z_floats(plan, item)
         first, offset = 0, 0
         while first < rank:
             width = width_of(rank - first)
@@ -80,9 +81,9 @@ def _multiply(task: int, a: int, b: int, scratch: int, e4m3: int) -> None:
                 for token in range(tokens):
                     source, target = z + 4 * (token * size + offset), y + 4 * (token * rows + i)
                     if step == ROWS:
-                        dot_many(planes, width, scratch, row_bytes, gains, source, u, target)
+                        dot_many(planes, width, scratch, row_bytes, gain, source, u, target)
                     else:
-                        dot_one(planes, width, scratch, row_bytes, gains, source, u, target)
+                        dot_one(planes, width, scratch, row_bytes, gain, source, u, target)
                 i += step
             first += width
             offset += groups * LANES * width
@@ -128,13 +129,13 @@ def _rebuild_row(task: int, i: int, scratch: int, e4m3: int) -> None:
                 value = factor * scale * read_f32(e4m3 + 4 * read_u8(values + e)) * read_f32(x + 4 * j)
                 write_f32(row + 4 * j, read_f32(row + 4 * j) + value)
             continue
-        planes, rank, gains = read_i64(item + 8), read_i64(item + 16), read_i64(item + 56)
+        planes, rank, gain = read_i64(item + 8), read_i64(item + 16), last_gain(item)
         place_signs(item, i, row_bytes, scratch)
         first = 0
         while first < rank:
             width = width_of(rank - first)
             load_u(item, i, first, width, factor, scratch + 64, e4m3)
-            add_row(planes, width, scratch, row_bytes, gains, z, scratch + 64, row)
+            add_row(planes, width, scratch, row_bytes, gain, z, scratch + 64, row)
             first += width
             z += 4 * groups * LANES * width
     if not direct:

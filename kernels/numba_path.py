@@ -1,9 +1,9 @@
 """Every operation on the CPU in code that numba compiles: W is never formed for few tokens, the signs are read once.
 
-For each run of planes on the same factors and each group of 16 columns, the planes of a row are first added up to its
-codes, Σ_planes ±gain: one masked addition a plane. The codes are then multiplied by Z = diag(x·c)·V·diag(scale), one
-multiplication for each rank, and the row's U comes in once at its end (see `numba_vectors`). For more tokens W is
-rebuilt in tiles of rows, which stay in cache, and torch multiplies them.
+For each run of planes on the same factors, the planes of a row are first added up to its codes, whole numbers. These
+are multiplied by Z = diag(x·c)·V·diag(scale), one multiplication of 16 columns for each rank, and the row's U comes in
+once at its end (see `numba_vectors`). Blocks of rank 8 on matrices of many rows go by look-ups instead (see
+`numba_tables`). For more tokens W is rebuilt in tiles of rows, which stay in cache, and torch multiplies them.
 
 The work is split over rows; a row's sum has one order, so the result does not depend on the number of threads. These
 are torch's own, as many as `torch.get_num_threads` says; where torch's OpenMP is not found, the calling thread alone.
@@ -28,7 +28,7 @@ from .numba_vectors import LANES, PLANES
 from .sparse import SparseBlock
 from .threads import openmp_parallel
 
-FEW_TOKENS: Final = 3
+FEW_TOKENS: Final = 4
 """Up to this number of tokens W is not formed."""
 Z: Final = 1 << 17
 """Float32 (512 KiB) of Z that are held at a time, unless one block needs more for one token."""
@@ -86,7 +86,7 @@ def _sparse_item(block: SparseBlock) -> list[int]:
 
 
 def _runs(blocks: tuple[Block, ...]) -> list[list[Block]]:
-    """Return the blocks in order, planes on the same factors together, up to PLANES of them."""
+    """Return the blocks in order, planes that go on from one to the next together, up to PLANES of them."""
     runs: list[list[Block]] = []
     for block in blocks:
         last = runs[-1][-1] if runs else None
@@ -94,7 +94,7 @@ def _runs(blocks: tuple[Block, ...]) -> list[list[Block]]:
             isinstance(block, SignBlock)
             and isinstance(last, SignBlock)
             and (block.u is last.u and block.v is last.v and block.scale is last.scale)
-            and len(runs[-1]) < PLANES
+            and (last.gain == 2 * block.gain and len(runs[-1]) < PLANES)
         ):
             runs[-1].append(block)
         else:

@@ -1,7 +1,7 @@
 """Sixteen float32 lanes at a time, written as LLVM's vectors: what the loops of `numba_loops` are made of.
 
-LLVM lowers them to whatever the processor has: with AVX-512 the sixteen sign bits of a group are a mask register and a
-plane is one masked addition; elsewhere it builds the masks itself. Every sum has one order, fixed when it is compiled.
+LLVM lowers them to whatever the processor has: with AVX-512 eight bytes of signs are a mask register and a plane is one
+masked addition of 64 bytes; elsewhere it builds the masks itself. Every sum has one order, fixed when it is compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ WIDTHS: Final = (1, 2, 4, 8)
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_F32, LANES)
-_MASK = ir.VectorType(ir.IntType(1), LANES)
+_ARGUMENTS = [types.int64] * 4 + [types.float32] + [types.int64] * 3
 
 SUMS: Final = 16
 """Vectors of sums that are held in registers, of the 32 that AVX-512 has."""
 
-Body = Callable[[Any, bool, Sequence[Any]], Sequence[Any]]
-"""From the offset of a group's signs, whether only one byte of them is left, and what is carried, to what is made."""
+Body = Callable[[Any, int, Sequence[Any]], Sequence[Any]]
+"""From the offset of some columns' signs, their bytes, and what is carried, to what is made."""
 
 
 def _pointer(builder: Any, address: Any, kind: Any, offset: Any = None) -> Any:
@@ -35,7 +35,7 @@ def _pointer(builder: Any, address: Any, kind: Any, offset: Any = None) -> Any:
 
 
 def _load(builder: Any, address: Any, kind: Any, offset: Any = None) -> Any:
-    return builder.load(_pointer(builder, address, kind, offset), align=1 if kind in (_I8, _I16) else 4)
+    return builder.load(_pointer(builder, address, kind, offset), align=4 if kind in (_F32, _VECTOR) else 1)
 
 
 def _spread(builder: Any, scalar: Any) -> Any:
@@ -64,75 +64,65 @@ def _lane_sum(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
-def _codes(builder: Any, rows: Sequence[Sequence[Any]], tail: bool, gains: Sequence[Any], place: Any) -> list[Any]:
-    """Return for each row Σ_planes ±gain of one group of columns.
+def _constant(kind: Any, number: float) -> Any:
+    """Return a vector of one number that is known now."""
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _codes(builder: Any, planes: Sequence[Any], unit: int, place: Any) -> list[Any]:
+    """Return the codes of some columns of one row, Σ_planes ±2^(planes to come), as one vector for each group.
 
     Args:
-        rows: for each row the addresses of its signs, one for each plane.
-        tail: whether the row ends with one byte here.
-        gains: vectors: of the code if the first plane is + and all others −, of all −, and of twice each further gain.
-            With no planes, one vector: the code itself.
-        place: offset of the group's signs from those addresses.
+        planes: the address of the row's signs in every plane; with none, all codes are 1.
+        unit: bytes of signs to read: 8, 2, or 1 where a row ends with half a group.
+        place: offset of these bytes.
     """
-    out = []
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    for planes in rows:
-        code = gains[0]
-        for number, address in enumerate(planes):
-            bits = _load(builder, address, _I8 if tail else _I16, place)
-            mask = builder.bitcast(builder.zext(bits, _I16) if tail else bits, _MASK)
-            if number:
-                code = builder.fadd(code, builder.select(mask, gains[1 + number], zero))
-            else:
-                code = builder.select(mask, gains[0], gains[1])
-        out.append(code)
-    return out
-
-
-def _gains(builder: Any, address: Any, planes: int) -> list[Any]:
-    """Return the vectors of `_codes` from float32 [planes] of gains; with no planes, of one number."""
-    first, *more = [_load(builder, address, _F32, ir.Constant(_I64, 4 * p)) for p in range(max(planes, 1))]
+    lanes = max(LANES, 8 * unit)
     if not planes:
-        return [_spread(builder, first)]
-    low, high = builder.fneg(first), first
-    for gain in more:
-        low, high = builder.fsub(low, gain), builder.fsub(high, gain)
-    return [_spread(builder, high), _spread(builder, low)] + [_spread(builder, builder.fadd(g, g)) for g in more]
+        return [_constant(_VECTOR, 1.0)] * (lanes // LANES)
+    masks = []
+    for address in planes:
+        bits = _load(builder, address, ir.IntType(8 * unit), place)
+        whole = builder.zext(bits, _I16) if unit == 1 else bits
+        masks.append(builder.bitcast(whole, ir.VectorType(ir.IntType(1), lanes)))
+    if len(planes) == 1 and lanes == LANES:
+        return [builder.select(masks[0], _constant(_VECTOR, 1.0), _constant(_VECTOR, -1.0))]
+    # Added up in bytes, of which a register holds four groups.
+    kind = ir.VectorType(_I8, lanes)
+    first, rest = 1 << len(planes) - 1, (1 << len(planes) - 1) - 1
+    code = builder.select(masks[0], _constant(kind, first - rest), _constant(kind, -first - rest))
+    for number, mask in enumerate(masks[1:], 2):
+        code = builder.add(code, builder.select(mask, _constant(kind, 2 << len(planes) - number), _constant(kind, 0)))
+    groups = []
+    for start in range(0, lanes, LANES):
+        part = ir.Constant(ir.VectorType(_I32, LANES), list(range(start, start + LANES)))
+        own = builder.shuffle_vector(code, code, part) if lanes > LANES else code
+        groups.append(builder.sitofp(own, _VECTOR))
+    return groups
 
 
-def _over_groups(builder: Any, row_bytes: Any, carried: Sequence[Any], body: Body) -> list[Any]:
-    """Run a body on every group, with what is carried from group to group; return what the last one made."""
-    full = builder.and_(row_bytes, ir.Constant(_I64, -2))
-    before = builder.block
-    head, inside, after, tail, done = (builder.append_basic_block() for _ in range(5))
-    builder.branch(head)
-    builder.position_at_end(head)
-    place = builder.phi(_I64)
-    place.add_incoming(ir.Constant(_I64, 0), before)
-    phis = [builder.phi(_VECTOR) for _ in carried]
-    for phi, value in zip(phis, carried, strict=True):
-        phi.add_incoming(value, before)
-    builder.cbranch(builder.icmp_unsigned("<", place, full), inside, after)
-    builder.position_at_end(inside)
-    made = body(place, False, phis)
-    place.add_incoming(builder.add(place, ir.Constant(_I64, 2)), builder.block)
-    for phi, value in zip(phis, made, strict=True):
-        phi.add_incoming(value, builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    builder.cbranch(builder.icmp_unsigned("<", full, row_bytes), tail, done)
-    builder.position_at_end(tail)
-    made = body(full, True, phis)
-    last = builder.block
-    builder.branch(done)
-    builder.position_at_end(done)
-    out = []
-    for phi, value in zip(phis, made, strict=True):
-        joined = builder.phi(_VECTOR)
-        joined.add_incoming(phi, after)
-        joined.add_incoming(value, last)
-        out.append(joined)
-    return out
+def _over_columns(builder: Any, row_bytes: Any, planes: int, carried: Sequence[Any], body: Body) -> Sequence[Any]:
+    """Run a body on all columns, with what is carried from one to the next; return what the last one made."""
+    start = ir.Constant(_I64, 0)
+    for unit in (8, 2, 1) if planes > 1 else (2, 1):
+        stop = builder.and_(row_bytes, ir.Constant(_I64, -unit))
+        before = builder.block
+        head, inside, done = (builder.append_basic_block() for _ in range(3))
+        builder.branch(head)
+        builder.position_at_end(head)
+        place, *phis = [builder.phi(kind) for kind in (_I64, *[_VECTOR] * len(carried))]
+        for phi, value in zip([place, *phis], [start, *carried], strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_unsigned("<", place, stop), inside, done)
+        builder.position_at_end(inside)
+        made = body(place, unit, phis)
+        following = builder.add(place, ir.Constant(_I64, unit))
+        for phi, value in zip([place, *phis], [following, *made], strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(done)
+        start, carried = stop, phis
+    return carried
 
 
 def _for_each_kind(builder: Any, planes: Any, width: Any, emit: Callable[[int, int], None]) -> None:
@@ -166,48 +156,50 @@ def _z_vectors(builder: Any, z: Any, place: Any, width: int) -> list[Any]:
     return [_load(builder, base, _VECTOR, ir.Constant(_I64, 4 * LANES * k)) for k in range(width)]
 
 
-def _sums(builder: Any, row_bytes: Any, starts: Sequence[Any], gains: Sequence[Any], z: Any, k: int) -> list[Any]:
-    """Return Σ_groups code · z for every row and each of `k` ranks, as vectors, row after row."""
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+def _sums(builder: Any, row_bytes: Any, starts: Sequence[Sequence[Any]], z: Any, k: int) -> Sequence[Any]:
+    """Return Σ_j code[j] · z[j] for every row and each of `k` ranks, as vectors, row after row."""
 
-    def group(place: Any, tail: bool, sums: Sequence[Any]) -> list[Any]:
-        zs = _z_vectors(builder, z, place, k)
-        codes = _codes(builder, starts, tail, gains, place)
-        return [_fused(builder, codes[i // k], zs[i % k], total) for i, total in enumerate(sums)]
+    def columns(place: Any, unit: int, sums: Sequence[Any]) -> Sequence[Any]:
+        codes = [_codes(builder, planes, unit, place) for planes in starts]
+        for group in range(len(codes[0])):
+            zs = _z_vectors(builder, z, builder.add(place, ir.Constant(_I64, 2 * group)), k)
+            sums = [_fused(builder, codes[i // k][group], zs[i % k], total) for i, total in enumerate(sums)]
+        return sums
 
-    return _over_groups(builder, row_bytes, [zero] * (len(starts) * k), group)
+    zeros = [_constant(_VECTOR, 0.0)] * (len(starts) * k)
+    return _over_columns(builder, row_bytes, len(starts[0]), zeros, columns)
 
 
-def _add_to_y(builder: Any, sums: Sequence[Any], row: int, u: Any, y: Any) -> None:
-    """y[row] += Σ_k u[row, k] · the lanes of sums[k]."""
-    total = ir.Constant(_VECTOR, [0.0] * LANES)
+def _add_to_y(builder: Any, sums: Sequence[Any], row: int, gain: Any, u: Any, y: Any) -> None:
+    """y[row] += gain · Σ_k u[row, k] · the lanes of sums[k]."""
+    total = _constant(_VECTOR, 0.0)
     for number, vector in enumerate(sums):
         factor = _load(builder, u, _F32, ir.Constant(_I64, 4 * (row * len(sums) + number)))
         total = _fused(builder, _spread(builder, factor), vector, total)
     target = _pointer(builder, y, _F32, ir.Constant(_I64, 4 * row))
-    builder.store(builder.fadd(builder.load(target, align=4), _lane_sum(builder, total)), target, align=4)
+    product = builder.fmul(gain, _lane_sum(builder, total))
+    builder.store(builder.fadd(builder.load(target, align=4), product), target, align=4)
 
 
 def _dot(rows: int) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
-        planes, width, signs, row_bytes, gains, z, u, y = args
+        planes, width, signs, row_bytes, gain, z, u, y = args
 
         def body(p: int, k: int) -> None:
             starts = _rows_of_signs(builder, signs, row_bytes, p, rows)
-            codes = _gains(builder, gains, p)
             # As many sums at a time as there are registers for.
             step = max(1, min(rows, SUMS // k))
             for r in range(0, rows, step):
-                sums = _sums(builder, row_bytes, starts[r : r + step], codes, z, k)
+                sums = _sums(builder, row_bytes, starts[r : r + step], z, k)
                 for number in range(step):
-                    _add_to_y(builder, sums[number * k : (number + 1) * k], r + number, u, y)
+                    _add_to_y(builder, sums[number * k : (number + 1) * k], r + number, gain, u, y)
 
         _for_each_kind(builder, planes, width, body)
         return context.get_dummy_value()
 
     @intrinsic
-    def dot(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, y: Any) -> Any:
-        return types.void(*[types.int64] * 8), emit
+    def dot(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gain: Any, z: Any, u: Any, y: Any) -> Any:
+        return types.void(*_ARGUMENTS), emit
 
     return dot
 
@@ -219,39 +211,41 @@ ROWS: Final = 4
 """Rows that `dot_many` works on, so that z is read once for all of them."""
 
 dot_many = _dot(ROWS)
-"""(planes, width, signs, row_bytes, gains, z, u, y): y[r] += Σ_k u[r, k] · Σ_j code[r, j] · z[k, j] for ROWS rows.
+"""y[r] += gain · Σ_k u[r, k] · Σ_j code[r, j] · z[k, j] for ROWS rows.
 
-All are int64, most of them addresses. `signs` is int64 [planes], the addresses of each plane's first row here; code is
-Σ_planes ±gain, or gain for no planes. z is float32 [groups of 16 columns, width, 16], zero past the last column; u is
-float32 [rows, width], y float32 [rows].
+The arguments are planes, width, signs, row_bytes, gain (float32), z, u, y; all others int64, most of them addresses.
+`signs` is int64 [planes], the addresses of each plane's first row here; a code is a sum of ±1 for the last plane, ±2
+for the one before and so on, 1 for no planes; so gain is the last one's. z is float32 [groups of columns, width, 16],
+zero past the last column; u is float32 [rows, width], y float32 [rows].
 """
 
 
 @intrinsic
-def add_row(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gains: Any, z: Any, u: Any, w: Any) -> Any:
-    """w[j] += code[j] · Σ_k u[k] · z[k, j] for the columns of one row, filled up to groups; arguments as `dot_many`."""
+def add_row(ctx: Any, planes: Any, width: Any, signs: Any, row_bytes: Any, gain: Any, z: Any, u: Any, w: Any) -> Any:
+    """w[j] += gain · code[j] · Σ_k u[k] · z[k, j] for all columns of a row, filled up to groups; as `dot_many`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
-        planes, width, signs, row_bytes, gains, z, u, w = args
+        planes, width, signs, row_bytes, gain, z, u, w = args
 
         def body(p: int, k: int) -> None:
-            starts = _rows_of_signs(builder, signs, row_bytes, p, 1)
-            codes = _gains(builder, gains, p)
-            factors = [_spread(builder, _load(builder, u, _F32, ir.Constant(_I64, 4 * j))) for j in range(k)]
+            (starts,) = _rows_of_signs(builder, signs, row_bytes, p, 1)
+            numbers = [_load(builder, u, _F32, ir.Constant(_I64, 4 * j)) for j in range(k)]
+            factors = [_spread(builder, builder.fmul(gain, number)) for number in numbers]
 
-            def group(place: Any, tail: bool, carried: Sequence[Any]) -> list[Any]:
-                zs = _z_vectors(builder, z, place, k)
-                total = builder.fmul(factors[0], zs[0])
-                for factor, vector in zip(factors[1:], zs[1:], strict=True):
-                    total = _fused(builder, factor, vector, total)
-                target = _pointer(builder, w, _VECTOR, builder.mul(place, ir.Constant(_I64, 2 * LANES)))
-                (code,) = _codes(builder, starts, tail, codes, place)
-                builder.store(_fused(builder, code, total, builder.load(target, align=4)), target, align=4)
-                return []
+            def columns(place: Any, unit: int, carried: Sequence[Any]) -> Sequence[Any]:
+                for group, code in enumerate(_codes(builder, starts, unit, place)):
+                    own = builder.add(place, ir.Constant(_I64, 2 * group))
+                    zs = _z_vectors(builder, z, own, k)
+                    total = builder.fmul(factors[0], zs[0])
+                    for factor, vector in zip(factors[1:], zs[1:], strict=True):
+                        total = _fused(builder, factor, vector, total)
+                    target = _pointer(builder, w, _VECTOR, builder.mul(own, ir.Constant(_I64, 2 * LANES)))
+                    builder.store(_fused(builder, code, total, builder.load(target, align=4)), target, align=4)
+                return carried
 
-            _over_groups(builder, row_bytes, [], group)
+            _over_columns(builder, row_bytes, p, [], columns)
 
         _for_each_kind(builder, planes, width, body)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), emit
+    return types.void(*_ARGUMENTS), emit
