@@ -150,7 +150,8 @@ def linear(x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
     elif tokens <= step:
         _run(chain, plan, 0, chain.rows, tokens, x.data_ptr(), y.data_ptr(), False)
     else:
-        for part, target in zip(x.split(step), y.split(step), strict=True):
+        for start in range(0, tokens, step):
+            part, target = x[start : start + step], y[start : start + step]
             _run(chain, plan, 0, chain.rows, len(part), part.data_ptr(), target.data_ptr(), False)
     if y is not out:
         out.copy_(y)

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import mmap
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_look_ups(make_chain, bound, blocks, n):
         out = torch.full(y.shape, float("nan"))
         linear(x, chain, out=out, backend="numba")
         assert ((out - y).abs() <= bound(chain, y, x.dtype, x)).all()
+
+
+def test_several_callers_at_once_do_not_disturb_each_other(make_chain, threads):
+    threads(2)
+    chains = [make_chain(TABLE_ROWS + seed, 203, MIXED, seed=seed) for seed in range(4)]
+    x = torch.randn(1, 203)
+    alone = [linear(x, chain, backend="numba") for chain in chains]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda chain: linear(x, chain, backend="numba"), chains))
+            assert all(torch.equal(y, z) for y, z in zip(alone, together, strict=True))
 
 
 def test_torch_s_own_threads_are_found():
