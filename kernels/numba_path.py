@@ -6,12 +6,14 @@ once at its end (see `numba_vectors`). Blocks of rank 8 on matrices of many rows
 `numba_tables`). For more tokens W is rebuilt in tiles of rows, which stay in cache, and torch multiplies them.
 
 The work is split over rows; a row's sum has one order, so the result does not depend on the number of threads. These
-are torch's own, as many as `torch.get_num_threads` says; where torch's OpenMP is not found, the calling thread alone.
+are torch's own, as many as `torch.get_num_threads` says. The calling thread works alone where torch's OpenMP is not
+found and while the processors are busy with something else (see `_Patience`).
 
 Held between calls are a workspace for each calling thread (see Z), and for each chain its plan: 100 bytes a block.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -36,6 +38,15 @@ TILE: Final = 1 << 19
 """Elements (2 MiB) of a tile of W, unless one row is larger."""
 SMALL: Final = 1 << 14
 """Bytes of signs that one thread works on faster than several."""
+
+LATE: Final = 1e-3
+"""Seconds by which a call of several threads is late, beyond what one thread could need."""
+SLOWEST: Final = 3e-9
+"""Seconds that one thread could need for a byte of signs and a token."""
+PAUSE: Final = 0.05
+"""Seconds without other threads after a call that was late, the first time."""
+MOST_PAUSE: Final = 1.0
+"""The longest such time, in seconds."""
 
 _TYPES: Final = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16, torch.float8_e4m3fn: F8}
 
@@ -128,12 +139,41 @@ def workspace_bytes() -> int:
     return (0 if held is None else held.numel()) + plans
 
 
+class _Patience:
+    """When to work alone: threads that must wait for a processor delay every call until all have had one.
+
+    A call that took much longer than it could need is followed by a time without other threads, twice as long after
+    each such call. The result is the same either way.
+    """
+
+    def __init__(self) -> None:
+        self.until, self.pause = 0.0, PAUSE
+
+    def allows(self, now: float) -> bool:
+        """Whether several threads may be tried."""
+        return now >= self.until
+
+    def note(self, now: float, late: bool) -> None:
+        """Take in whether a call of several threads that ended now was late."""
+        if late:
+            self.until = now + self.pause
+        self.pause = min(2 * self.pause, MOST_PAUSE) if late else max(self.pause / 2, PAUSE)
+
+
+_patience = _Patience()
+
+
 def _run(chain: Chain, plan: Plan, first: int, end: int, tokens: int, x: int, target: int, whole: bool) -> None:
-    parallel = openmp_parallel()
+    parallel, started = openmp_parallel(), time.monotonic()
     threads = torch.get_num_threads() if parallel and plan.work >= SMALL else 1
+    if threads > 1 and not _patience.allows(started):
+        threads = 1
     z = max(Z, tokens * plan.widest)
     space = _workspace(8 * TASK + 4 * tokens * (chain.columns + LANES) + threads * plan.scratch + 4 * z)
     run(plan.address, first, end, tokens, x, target, whole, space, Z, threads, _E4M3, parallel, work)
+    if threads > 1:
+        ended, part = time.monotonic(), plan.work * (end - first) // chain.rows
+        _patience.note(ended, ended - started > LATE + SLOWEST * part * (4 if whole else tokens))
 
 
 _E4M3: Final = e4m3_values().data_ptr()

@@ -64,6 +64,28 @@ def test_look_ups(make_chain, bound, blocks, n):
         assert ((out - y).abs() <= bound(chain, y, x.dtype, x)).all()
 
 
+def test_threads_that_come_late_are_left_alone_for_a_while(make_chain, monkeypatch, threads):
+    threads(2)
+    if not numba_path.openmp_parallel():
+        pytest.skip("this torch has no OpenMP that is found")
+    used, clock, delay = [], [100.0], [0.0]
+
+    def run(*args):
+        used.append(args[9])
+        clock[0] += delay[0]
+
+    monkeypatch.setattr(numba_path, "SMALL", 0)
+    monkeypatch.setattr(numba_path, "run", run)
+    monkeypatch.setattr(numba_path, "_patience", numba_path._Patience())
+    monkeypatch.setattr(numba_path.time, "monotonic", lambda: clock[0])
+    chain, x = make_chain(13, 9, [(2, True)]), torch.randn(1, 9)
+    # How long each call takes, and how long it is until it.
+    for delay[0], wait in ((0, 0), (0.01, 0), (0, 0), (0, 0.06), (0.01, 0), (0.01, 0.06), (0, 0.06), (0, 0)):
+        clock[0] += wait
+        linear(x, chain, backend="numba")
+    assert used == [2, 2, 1, 2, 2, 2, 1, 1]
+
+
 def test_several_callers_at_once_do_not_disturb_each_other(make_chain, threads):
     threads(2)
     chains = [make_chain(TABLE_ROWS + seed, 203, MIXED, seed=seed) for seed in range(4)]
