@@ -9,9 +9,10 @@ Blocks without signs (`LowRankBlock`) and blocks of few entries (`SparseBlock`) 
 Importing this package imports torch, but neither triton nor any kernel: the first call that needs them loads them.
 """
 
+from .backends import available_backends
 from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
-from .dispatch import available_backends, linear, rebuild, rows
+from .dispatch import linear, rebuild, rows
 from .sparse import SparseBlock
 from .table import Room, Table, segments
 from .walk import walk_columns

@@ -1,145 +1,12 @@
 """The public operations: check the arguments, choose a backend, call it."""
 
-import os
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import torch
 
-from .chain import Chain
-from .table import Table, table_of
+from .backends import Matrix, choose
 
-BACKENDS: Final = ("triton", "torch", "reference")
 TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-
-
-Matrix = Chain | Table
-"""A matrix: one chain, or a table of the chains that its rows are shared out to."""
-
-
-class _Operations(NamedTuple):
-    """What a backend does; all write all of `out`, which is contiguous and has at least one element.
-
-    Arguments: x [tokens, columns], the matrix, a bias [rows] or None, out [tokens, rows]; the matrix, out [rows,
-    columns]; the matrix, ids [n], out [n, columns].
-    """
-
-    linear: Callable[[torch.Tensor, Matrix, torch.Tensor | None, torch.Tensor], None]
-    rebuild: Callable[[Matrix, torch.Tensor], None]
-    rows: Callable[[Matrix, torch.Tensor, torch.Tensor], None]
-
-
-@cache
-def _triton_imports() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _triton_runs(device: torch.device) -> bool:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return (device.type == "cuda" or (device.type == "cpu" and interpreted)) and _triton_imports()
-
-
-@cache
-def _load(name: str) -> _Operations:
-    """Import a backend. Here and not at the top, so that the package costs nothing until it is used."""
-    if name == "triton":
-        from . import triton_path
-
-        return _tabled(triton_path)
-    if name == "torch":
-        from . import torch_path
-
-        return _chained(torch_path)
-    from . import reference
-
-    return _chained(reference)
-
-
-def _tabled(module: Any) -> _Operations:
-    """Operations of a backend that takes tables."""
-
-    def table(matrix: Matrix) -> Table:
-        return matrix if isinstance(matrix, Table) else table_of(matrix)
-
-    return _Operations(
-        lambda x, matrix, bias, out: module.linear(x, table(matrix), bias, out),
-        lambda matrix, out: module.rebuild(table(matrix), out),
-        lambda matrix, ids, out: module.rows(table(matrix), ids, out),
-    )
-
-
-def _chained(module: Any) -> _Operations:
-    """Operations of a backend that takes one chain at a time."""
-
-    def chains(matrix: Matrix) -> list[Chain]:
-        return [matrix] if isinstance(matrix, Chain) else matrix.chains
-
-    def linear(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-        parts = chains(matrix)
-        if len(parts) == 1:
-            _chain_linear(module, x, parts[0], out)
-        else:
-            start = 0
-            for chain in parts:
-                part = out.new_empty(len(x), chain.rows)
-                _chain_linear(module, x, chain, part)
-                out[:, start : start + chain.rows] = part
-                start += chain.rows
-        if bias is not None:
-            out += bias
-
-    def rebuild(matrix: Matrix, out: torch.Tensor) -> None:
-        start = 0
-        for chain in chains(matrix):
-            part = out[start : start + chain.rows]
-            module.rebuild(chain, part) if chain.blocks else part.zero_()
-            start += chain.rows
-
-    def rows(matrix: Matrix, ids: torch.Tensor, out: torch.Tensor) -> None:
-        parts = chains(matrix)
-        if len(parts) == 1:
-            rebuild(parts[0].select(ids), out)
-            return
-        ids = torch.where(ids < 0, ids + matrix.rows, ids)
-        owner = ids // parts[0].rows
-        for number in torch.unique(owner).tolist():
-            chosen = (owner == number).nonzero().squeeze(1)
-            part = out.new_empty(len(chosen), out.shape[1])
-            rebuild(parts[number].select(ids[chosen] - number * parts[0].rows), part)
-            out[chosen] = part
-
-    return _Operations(linear, rebuild, rows)
-
-
-def _chain_linear(module: Any, x: torch.Tensor, chain: Chain, out: torch.Tensor) -> None:
-    if chain.blocks:
-        module.linear(x, chain, out)
-    else:
-        out.zero_()
-
-
-def available_backends(device: torch.device | str) -> tuple[str, ...]:
-    """Return the names of the backends that run on tensors of `device`, the preferred one first.
-
-    `"triton"` needs a CUDA device, or TRITON_INTERPRET=1 in the environment (set before triton is
-    imported) for tensors on the CPU. `"torch"` and `"reference"` (float64) run everywhere.
-    """
-    return BACKENDS if _triton_runs(torch.device(device)) else BACKENDS[1:]
-
-
-def _choose(backend: str, device: torch.device) -> _Operations:
-    if backend == "auto":
-        return _load("triton" if device.type == "cuda" and _triton_imports() else "torch")
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    if backend == "triton" and not _triton_runs(device):
-        raise ValueError(f"backend 'triton' does not run on {device}; there: {', '.join(available_backends(device))}")
-    return _load(backend)
 
 
 def _output(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -163,9 +30,9 @@ def linear(
 ) -> torch.Tensor:
     """Return y = x·Wᵀ + bias for a matrix W of chains (BitStack, arXiv 2410.23918, section 3).
 
-    For a few tokens W is never written out. For more, it is rebuilt, whole (triton; on CUDA rounded to x.dtype) or row
-    tile by row tile (torch), and multiplied. There is no gradient. With triton a call on a table can be captured in a
-    CUDA graph, and a replay sees what the table holds by then.
+    For a few tokens W is never written out. For more, it is rebuilt, in large pieces (triton; on CUDA rounded to
+    x.dtype) or in tiles of rows (numba, torch), and multiplied. There is no gradient. With triton a call on a table can
+    be captured in a CUDA graph, and a replay sees what the table holds by then.
 
     Args:
         x: float32, float16 or bfloat16 [..., columns], on the device of the matrix.
@@ -173,7 +40,8 @@ def linear(
         bias: [rows], or None.
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
-        backend: a name of `available_backends(x.device)`, or `"auto"`: triton on CUDA where it imports, else torch.
+        backend: a name of `available_backends(x.device)`, or `"auto"`: triton on CUDA and numba on the CPU where they
+            import, else torch.
 
     Returns:
         [..., rows] of x.dtype.
@@ -181,7 +49,7 @@ def linear(
     Raises:
         ValueError: a shape, dtype or device does not fit, or the backend is unknown or does not run on the device.
     """
-    operations = _choose(backend, x.device)
+    operations = choose(backend, x.device)
     if x.dtype not in TYPES:
         raise ValueError(f"x must be float32, float16 or bfloat16, not {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != matrix.columns:
@@ -214,7 +82,7 @@ def rebuild(
     Raises:
         ValueError: `out` or `dtype` does not fit, or the backend is unknown or does not run on the device.
     """
-    operations = _choose(backend, matrix.device)
+    operations = choose(backend, matrix.device)
     _check_type(dtype, backend)
     w = _output(out, (matrix.rows, matrix.columns), dtype, matrix.device)
     operations.rebuild(matrix, w)
@@ -241,7 +109,7 @@ def rows(
     """
     if ids.dtype != torch.int64 or ids.ndim != 1 or ids.device != matrix.device:
         raise ValueError(f"ids must be int64 [n] on {matrix.device}, not {ids.dtype} {list(ids.shape)} on {ids.device}")
-    operations = _choose(backend, matrix.device)
+    operations = choose(backend, matrix.device)
     _check_type(dtype, backend)
     out = torch.empty(len(ids), matrix.columns, dtype=dtype, device=matrix.device)
     if len(ids):

@@ -6,7 +6,7 @@ else of the walk is matrix products.
 
 import torch
 
-from .dispatch import available_backends
+from .backends import available_backends
 
 
 def walk_columns(

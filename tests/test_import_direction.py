@@ -37,7 +37,7 @@ EXCEPTIONS = {"bitstack/api.py": frozenset({"loader"})}
 # Folder -> third-party packages that it may import; a folder not listed may import whatever pyproject.toml declares.
 THIRD_PARTY = {
     "bsformat": frozenset({"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp"}),
-    "kernels": frozenset({"torch", "numpy", "triton"}),
+    "kernels": frozenset({"torch", "numpy", "triton", "numba", "llvmlite"}),
     "loader": frozenset({"torch", "tqdm"}),
 }
 
@@ -201,6 +201,7 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
     assert violations(path, source, DECLARED) == []
 
 
-def test_importing_the_kernels_leaves_triton_alone() -> None:
-    program = "import sys, bitstack.kernels; sys.exit('triton' in sys.modules)"
+@pytest.mark.parametrize("package", ["triton", "numba"])
+def test_importing_the_kernels_leaves_compilers_alone(package: str) -> None:
+    program = f"import sys, bitstack.kernels; sys.exit({package!r} in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", program], check=True)

@@ -23,9 +23,11 @@ Bound = Callable[..., torch.Tensor]
 
 NATIVE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+NEEDS_NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CASES = [
     pytest.param(("triton", NATIVE), id="triton", marks=NEEDS_TRITON),
+    pytest.param(("numba", "cpu"), id="numba", marks=NEEDS_NUMBA),
     pytest.param(("torch", "cpu"), id="torch"),
     pytest.param(("torch", "cuda"), id="torch-cuda", marks=GPU),
     pytest.param(("reference", "cpu"), id="reference"),

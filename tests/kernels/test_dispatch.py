@@ -1,26 +1,43 @@
+import importlib.util
 import pkgutil
 
 import pytest
 import torch
 
 from bitstack import kernels
-from bitstack.kernels import available_backends, dispatch, linear, rebuild, rows
+from bitstack.kernels import available_backends, backends, linear, rebuild, rows
+
+NEEDS_NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 
 
 def test_available_backends_depend_on_the_device_and_the_environment(monkeypatch):
+    monkeypatch.setattr(backends, "_numba_imports", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert available_backends("cpu") == ("triton", "torch", "reference")
+    assert available_backends("cpu") == ("triton", "numba", "torch", "reference")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert available_backends(torch.device("cpu")) == ("numba", "torch", "reference")
+    monkeypatch.setattr(backends, "_numba_imports", lambda: False)
     assert available_backends(torch.device("cpu")) == ("torch", "reference")
     assert available_backends("cuda:1") == ("triton", "torch", "reference")
-    monkeypatch.setattr(dispatch, "_triton_imports", lambda: False)
+    monkeypatch.setattr(backends, "_triton_imports", lambda: False)
     assert available_backends("cuda") == ("torch", "reference")
 
 
-def test_auto_takes_torch_on_the_cpu(make_chain):
+@pytest.mark.parametrize("name", [pytest.param("numba", marks=NEEDS_NUMBA), "torch"])
+def test_auto_on_the_cpu_takes_numba_where_it_is_else_torch(make_chain, monkeypatch, name):
+    monkeypatch.setattr(backends, "_numba_imports", lambda: name == "numba")
     chain, x = make_chain(131, 13, [(3, True)]), torch.randn(1, 13)
-    assert torch.equal(linear(x, chain), linear(x, chain, backend="torch"))
-    assert torch.equal(rebuild(chain), rebuild(chain, backend="torch"))
+    asked = []
+    load = backends._load
+    monkeypatch.setattr(backends, "_load", lambda backend: asked.append(backend) or load(backend))
+    linear(x, chain)
+    rebuild(chain)
+    assert asked == [name, name]
+
+
+def test_numba_is_refused_elsewhere(make_chain):
+    with pytest.raises(ValueError, match="backend 'numba' does not run on meta; there: torch, reference"):
+        rebuild(make_chain(3, 5, [(2, True)], device="meta"), backend="numba")
 
 
 def test_an_unknown_backend_is_refused_with_the_names(make_chain):
@@ -31,13 +48,13 @@ def test_an_unknown_backend_is_refused_with_the_names(make_chain):
         lambda: rows(chain, torch.tensor([0]), backend="cuda"),
         lambda: rows(chain, torch.tensor([], dtype=torch.int64), backend="cuda"),
     ):
-        with pytest.raises(ValueError, match="unknown backend 'cuda'; known: auto, triton, torch, reference"):
+        with pytest.raises(ValueError, match="unknown backend 'cuda'; known: auto, triton, numba, torch, reference"):
             call()
 
 
 def test_triton_on_the_cpu_is_refused_unless_interpreted(make_chain, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="does not run on cpu; there: torch, reference"):
+    with pytest.raises(ValueError, match=r"does not run on cpu; there: (numba, )?torch, reference"):
         rebuild(make_chain(3, 5, [(2, True)]), backend="triton")
 
 

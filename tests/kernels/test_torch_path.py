@@ -17,13 +17,15 @@ def test_every_split_of_the_work_gives_the_same_result(make_chain, bound, monkey
     chain = make_chain(m, n, MIXED, garbage=True)
     exact = dense(chain)
     for dtype in (torch.float32, torch.bfloat16):
-        assert ((rebuild(chain, dtype=dtype).double() - exact).abs() <= bound(chain, exact, dtype)).all()
+        assert (
+            (rebuild(chain, dtype=dtype, backend="torch").double() - exact).abs() <= bound(chain, exact, dtype)
+        ).all()
         for table_rows in (1, m + 1):
             monkeypatch.setattr(torch_path, "TABLE_ROWS", table_rows)
             for tokens in (1, 3):
                 x = torch.randn(tokens, n).to(dtype)
                 y = x.double() @ exact.T
-                assert ((linear(x, chain).double() - y).abs() <= bound(chain, y, dtype, x)).all()
+                assert ((linear(x, chain, backend="torch").double() - y).abs() <= bound(chain, y, dtype, x)).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 16])
@@ -45,5 +47,5 @@ def test_the_workspace_is_bounded(make_chain, tokens):
     chain = make_chain(2048, 2048, [(8, True), (3, True)])
     x = torch.randn(tokens, 2048)
     with Watch():
-        linear(x, chain)
+        linear(x, chain, backend="torch")
     assert 0 < largest <= 4 << 20

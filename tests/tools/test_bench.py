@@ -1,4 +1,4 @@
-"""The measurements of tools/bench that need no file: texts out of data sets, and packing random weights."""
+"""The measurements of tools/bench: texts out of data sets, packing random weights, decoding beside the dense model."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitstack.tools.bench import packing, texts
+from bitstack.tools.bench import decoding, packing, texts
 
 
 def test_texts_are_the_passages_of_the_sets(
@@ -36,3 +36,50 @@ def test_packing_counts_what_it_packs() -> None:
     assert 6 < 8 * rows["bytes"] / rows["elements"] < 32
     assert set(rows["stages"]) == {"second moments", "decompose", "bytes"}
     assert sum(rows["shares"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_decoding_counts_both_models(
+    tiny_bstk: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--budget", "1GiB", "--tokens", "3", "--repeats", "2", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["decoding", str(tiny_bstk), "--dense", str(tiny_model), *options])
+    before = torch.get_num_threads()
+    try:
+        decoding.main()
+    finally:
+        torch.set_num_threads(before)
+    out = json.loads(capsys.readouterr().out)
+    assert [row["threads"] for row in out["rows"]] == [1]
+    assert all(out["rows"][0][name]["tokens_per_second"] > 0 for name in ("packed", "dense"))
+    assert out["resident_bytes"]["dense"] > out["resident_bytes"]["packed"] > 0
+    assert out["workspace_bytes"] >= 0  # As large as any test before in this process made it.
+    assert 0 < out["largest_relative_error"] < 1e-5
+    assert "threads" not in out["hardware"]
+
+
+def test_decoding_refuses_to_time_wrong_products(
+    tiny_bstk: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["decoding", str(tiny_bstk), "--dense", str(tiny_model), "--budget", "1GiB"])
+    monkeypatch.setattr(decoding.kernels, "linear", lambda x, chain: x.new_zeros(1, chain.rows))
+    with pytest.raises(SystemExit, match="off by 1 of its size"):
+        decoding.main()
+
+
+def test_decoding_times_every_token() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.lengths: list[int] = []
+
+        def __call__(self, input_ids: torch.Tensor, past_key_values: object, **_: object) -> object:
+            self.lengths.append(input_ids.shape[1])
+            out = type("Out", (), {})()
+            out.logits, out.past_key_values = torch.zeros(1, 1, 7), past_key_values
+            return out
+
+    model = Model()
+    prompt, steps = decoding.decode(model, torch.zeros(1, 5, dtype=torch.int64), 4)
+    assert model.lengths == [5, 1, 1, 1, 1]
+    assert prompt > 0
+    assert len(steps) == 4
+    assert decoding.rate([(1.0, [0.5, 0.25, 0.25])])["tokens_per_second"] == 4
