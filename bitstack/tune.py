@@ -158,7 +158,7 @@ def tune(
                 changed = {name: v * torch.exp(changes[name]) for name, v in vectors.items()}
                 inputs = {"input_ids": ids, "use_cache": False}
                 out = torch.func.functional_call(model, changed, (), inputs, strict=False)
-                loss = _Divergence.apply(out.logits[0], wanted[0]) / windows.shape[1]
+                loss = _Divergence.apply(out.logits[0], wanted[0]) / windows.shape[1]  # type: ignore[no-untyped-call]
                 loss.backward()
                 total += float(loss.detach())
             # Divided by its own root, a step counts alike at small and at large budgets.

@@ -4,7 +4,7 @@ A plan is an array of int64, most of them addresses: HEAD numbers for the chain,
 same factors, each low-rank block and each sparse block. `numba_path.Plan` writes it.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from numba import types
 
@@ -102,8 +102,8 @@ def fill_z(plan: int, item: int, x: int, z: int, e4m3: int) -> None:
 
 
 @compiled
-def load_u(item: int, row: int, first: int, width: int, factor: float, target: int, e4m3: int) -> None:
-    """Write factor · U[row, first … first + width − 1] to float32 [width], zeros past the rank."""
+def load_u(item: int, row: int, first: int, width: int, factor: Any, target: int, e4m3: int) -> None:
+    """Write factor (a float32) · U[row, first … first + width − 1] to float32 [width], zeros past the rank."""
     rank, kind, u = read_i64(item + 16), read_i64(item + 24), read_i64(item + 32)
     for k in range(width):
         value = types.float32(0)
