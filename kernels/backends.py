@@ -103,9 +103,11 @@ def _chained(module: Any) -> Operations:
         else:
             start = 0
             for chain in parts:
-                part = out.new_empty(len(x), chain.rows)
+                target = out[:, start : start + chain.rows]
+                part = target if target.is_contiguous() else out.new_empty(target.shape)
                 _chain_linear(module, x, chain, part)
-                out[:, start : start + chain.rows] = part
+                if part is not target:
+                    target.copy_(part)
                 start += chain.rows
         if bias is not None:
             out += bias
