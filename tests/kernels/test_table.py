@@ -69,6 +69,7 @@ def test_several_chains_are_one_matrix(make_chain, bound, case, own_columns, las
     assert torch.allclose(rows(table, ids, backend=backend).double(), exact[ids], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, where kernels are interpreted
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_no_number_shows_in_every_row(make_chain, case, bad):
     backend, device = case
