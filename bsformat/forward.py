@@ -17,6 +17,8 @@ from .source import Buffer
 KEPT_BYTES = 32 << 20
 #: Bytes behind the place reached that are kept, at least: several threads read ahead of each other.
 WINDOW_BYTES = 16 << 20
+#: Bytes taken from the answer at a time.
+_CHUNK = 1 << 16
 
 
 class ForwardStream:
@@ -105,7 +107,7 @@ class ForwardStream:
         stop = min(stop, self._end)
         pace = Pace(self._network)
         while self._reached < stop and self._response is not None:
-            chunk = await self._response.content.readany()
+            chunk = await self._response.content.read(_CHUNK)
             if not chunk:
                 raise Transient(self._error(f"the response ended after {self._at} of {self._end} bytes"))
             self._count(len(chunk))

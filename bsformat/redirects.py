@@ -1,5 +1,7 @@
 """One GET with the redirects it takes: none to a less safe scheme, no credentials to another host."""
 
+import base64
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,12 @@ MAX_REDIRECTS = 10
 _SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
 #: Options of a request that are set here, whatever the file system was given.
 _OURS = frozenset({"headers", "auth", "cookies", "params", "timeout", "allow_redirects", "max_redirects"})
+_ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
+
+
+def _is_encoded(url: str) -> bool:
+    """Whether a URL can be sent as it is: then it must be, because a signature may hold for its exact characters."""
+    return _ENCODED.fullmatch(url) is not None
 
 
 class Requester:
@@ -30,7 +38,7 @@ class Requester:
 
     def __init__(self, fs: Any, url: str, name: str, network: Network) -> None:
         self._fs, self._name = fs, name
-        self._url: yarl.URL = fs.encode_url(url)
+        self._url = self._parsed(url)
         self._target: yarl.URL | None = None
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=network.connect_timeout, sock_read=network.stall_timeout
@@ -44,7 +52,11 @@ class Requester:
 
     def replace(self, url: str) -> None:
         """Go on with another URL of the same object."""
-        self._url, self._target = self._fs.encode_url(url), None
+        self._url, self._target = self._parsed(url), None
+
+    def _parsed(self, url: str) -> yarl.URL:
+        parsed: yarl.URL = yarl.URL(url, encoded=True) if _is_encoded(url) else self._fs.encode_url(url)
+        return parsed
 
     def remember(self, url: yarl.URL) -> None:
         """Ask there from now on: redirects led to it, and it answered."""
@@ -79,9 +91,7 @@ class Requester:
 
     def _next(self, url: yarl.URL, location: str, status: int) -> yarl.URL:
         try:
-            exact = location.isascii() and location.isprintable() and " " not in location
-            # A signature holds for the exact characters.
-            there = url.join(yarl.URL(location, encoded=exact)).with_fragment(None)
+            there = url.join(yarl.URL(location, encoded=_is_encoded(location))).with_fragment(None)
         except ValueError:
             there = yarl.URL()
         shown = without_secrets(str(there)) if there.host else repr(without_secrets(location))
@@ -107,11 +117,13 @@ class Requester:
                 options["params"] = given["params"]
             if "cookies" in given:
                 options["cookies"] = given["cookies"]
-            auth = given.get("auth")
-            if auth is None and self._url.user is not None:
-                auth = aiohttp.BasicAuth(self._url.user, self._url.password or "")
+            if "auth" in given:
+                options["auth"] = given["auth"]
+            elif self._url.user is not None:
+                pair = f"{self._url.user}:{self._url.password or ''}".encode()
+                own.setdefault("Authorization", f"Basic {base64.b64encode(pair).decode()}")
             bare = url.with_user(None) if url.user is not None else url
-            return await session.get(bare, headers={**own, **headers}, auth=auth, **common, **options)
+            return await session.get(bare, headers={**own, **headers}, **common, **options)
         own = {name: value for name, value in own.items() if name.lower() not in _SECRET}
         stranger = aiohttp.ClientSession(
             connector=session.connector,

@@ -440,7 +440,7 @@ def test_a_bad_answer_to_the_first_read(
 LATER = {
     "no_such_range": (SourceChangedError, "source-changed", "no byte", 1),
     "offset_wrong": None,  # 64 to 163 is what the second read asks for
-    "precondition": (SourceChangedError, "source-changed", "was \"one\"", 1),
+    "precondition": (SourceChangedError, "source-changed", 'was "one"', 1),
     # What a server that gave sound answers before may do better at the next attempt.
     "ignores_ranges": (RangeError, "range-unsupported", "200", 4),
     "no_content_range": (RangeError, "range-unsupported", "Content-Range", 4),
