@@ -226,7 +226,7 @@ class HttpSource:
             self._unsound(
                 _IgnoresRangesError,
                 f"the server ignores byte ranges ({text} to a Range request): serve the file with range support, "
-                "download it and name the local path, or allow it to be read as a stream",
+                "download it and name the local path, or allow it to be read as a stream (--allow-stream)",
                 offset,
             )
         if status in _GONE:

@@ -25,15 +25,15 @@ class Identity:
 
     @property
     def strong(self) -> bool:
-        """Whether there is an ETag that stands for exact bytes (RFC 9110 §8.8.1)."""
+        """Whether there is an ETag that stands for exact bytes (RFC 9110, section 8.8.1)."""
         return bool(self.etag) and not self.etag.startswith("W/")
 
     @property
     def conditions(self) -> dict[str, str]:
         """Headers with which a server refuses to answer from another object.
 
-        If-Match compares strongly and so never holds for a weak ETag (RFC 9110 §13.1.1): such a one is only compared
-        when it comes back.
+        If-Match compares strongly and so never holds for a weak ETag (RFC 9110, section 13.1.1): such a one is only
+        compared when it comes back.
         """
         if self.strong:
             return {"If-Match": self.etag}
@@ -42,8 +42,9 @@ class Identity:
     def difference(self, headers: Mapping[str, str], size: int | None) -> str | None:
         """How an answer shows that it is part of another object; None if nothing does.
 
-        A partial answer must repeat the ETag of the whole (RFC 9110 §15.3.7), so one without it is not taken. Where
-        there is a strong ETag, the time says nothing more: copies of one object on several servers may differ in it.
+        A partial answer must repeat the ETag of the whole (RFC 9110, section 15.3.7), so one without it is not taken.
+        Where there is a strong ETag, the time says nothing more: copies of one object on several servers may differ
+        in it.
 
         Args:
             size: what the answer says the whole object has, in bytes, or None if it does not say.

@@ -8,12 +8,20 @@ and, in a bucket that has versions, the version of the first answer.
 import asyncio
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import fsspec.asyn
 
-from .errors import BstkError, NotFoundError, RangeError, ShortReadError, SourceChangedError, SourceError
+from .errors import (
+    AccessDeniedError,
+    BstkError,
+    NotFoundError,
+    RangeError,
+    ShortReadError,
+    SourceChangedError,
+    SourceError,
+)
 from .network import TRANSIENT, Network, Pace, Patience, Transient, retry_after, without_secrets
 from .source import Buffer, checked, translated, within
 
@@ -79,7 +87,9 @@ class S3Source:
             except Exception as error:
                 if limit.expired():
                     raise patience.late(len(body), length).at(self.name) from None
-                if self._etag is not None and not renewed and isinstance(error, PermissionError):
+                if self._etag is not None and isinstance(error, PermissionError):
+                    if renewed:
+                        raise self._expired(error) from None
                     renewed = True
                     await self._renew()
                     continue
@@ -100,13 +110,14 @@ class S3Source:
         start, stop = offset + len(body), offset + length
         pins = {"VersionId": self._version, "IfMatch": self._etag}
         self.requests += 1
-        answer = await self._fs._call_s3(
-            "get_object",
-            Bucket=self._bucket,
-            Key=self._key,
-            Range=f"bytes={start}-{stop - 1}",
-            **{name: value for name, value in pins.items() if value},
-        )
+        async with asyncio.timeout(self.network.connect_timeout + self.network.stall_timeout):
+            answer = await self._fs._call_s3(
+                "get_object",
+                Bucket=self._bucket,
+                Key=self._key,
+                Range=f"bytes={start}-{stop - 1}",
+                **{name: value for name, value in pins.items() if value},
+            )
         stream = answer["Body"]
         try:
             got, ends = self._check(answer, start, stop)
@@ -119,7 +130,8 @@ class S3Source:
                 came += len(chunk)
                 self.bytes_received += len(chunk)
                 if came > got:
-                    raise ShortReadError(f"more than the {got} bytes announced came", where=self.name, offset=start)
+                    del body[start - offset :]  # nothing of it is trusted
+                    self._unsound(ShortReadError, f"more than the {got} bytes announced came", start)
                 body += chunk
                 if slow := pace.came(len(chunk)):
                     raise Transient(SourceError(slow, where=self.name, offset=start))
@@ -138,10 +150,11 @@ class S3Source:
         status = answer["ResponseMetadata"]["HTTPStatusCode"]
         match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
         if status != 206 or match is None:
-            raise RangeError(
+            self._unsound(
+                RangeError,
                 f"the server ignores byte ranges (HTTP {status}, Content-Range {answer.get('ContentRange')!r}); "
                 "download the file and name the local path",
-                where=self.name,
+                start,
             )
         begin, end, total = int(match[1]), int(match[2]) + 1, int(match[3])
         etag = answer.get("ETag") or ""
@@ -154,8 +167,7 @@ class S3Source:
         elif total != self._size:
             raise self._changed(f"its size was {self._size} and is {total}", start)
         if begin != start or not begin < end <= stop:
-            text = f"bytes {begin}-{end - 1} came, asked for {start}-{stop - 1}"
-            raise ShortReadError(text, where=self.name, offset=start)
+            self._unsound(ShortReadError, f"bytes {begin}-{end - 1} came, asked for {start}-{stop - 1}", start)
         return end - begin, end == total
 
     def _meaning(self, error: Exception, offset: int) -> Transient:
@@ -183,6 +195,20 @@ class S3Source:
         if isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError) or names & _CONNECTION:
             return Transient(failure, unreachable="EndpointConnectionError" in names)
         raise error
+
+    def _unsound(self, kind: type[SourceError], text: str, offset: int) -> NoReturn:
+        """Refuse an answer; a server that gave sound ones before is asked again."""
+        error = kind(text, where=self.name, offset=offset)
+        if self._etag is None:
+            raise error
+        raise Transient(error)
+
+    def _expired(self, error: Exception) -> AccessDeniedError:
+        return AccessDeniedError(
+            f"access denied ({without_secrets(str(error))}), though it was granted before: credentials have expired, "
+            "and those that s3fs finds now are refused too; give fresh ones and open it again",
+            where=self.name,
+        )
 
     def _changed(self, how: str, offset: int) -> SourceChangedError:
         return SourceChangedError(

@@ -242,6 +242,38 @@ def test_what_lasts_at_a_rate(name: str, threads: int, rate: float, seed: int, r
     assert server.requests <= 31 * 12
 
 
+#: s3fs with nothing of its own between us and the server: botocore would try again by itself, and wait.
+S3_OPTIONS: dict[str, Any] = {
+    "anon": True,
+    "config_kwargs": {"retries": {"max_attempts": 0}, "s3": {"addressing_style": "path"}},
+    "client_kwargs": {"region_name": "us-east-1"},
+    "skip_instance_cache": True,
+}
+#: s3fs and botocore follow redirects themselves, and repeat what fails in them.
+S3_FAULTS = [n for n in [*PASSING, *SLOW, *LASTING] if n not in ("redirect loop", "slow drip of the head")]
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")  # botocore's, on Python 3.12 and up
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("rate", RATES[1:])
+@pytest.mark.parametrize("name", S3_FAULTS)
+def test_s3_at_a_rate(name: str, rate: float, seed: int, report: Any) -> None:
+    """The same servers as S3: GetObject is a GET with a range."""
+    fault = LASTING[name][0] if name in LASTING else {**PASSING, **SLOW}[name]
+    settings = network(Clock(), **(IMPATIENT if name in SLOW else {}))
+    with serving(FaultyServer(DATA, fault, rate, seed, spared=1)) as server:
+        source: Any = open_source("s3://b/k.bin", network=settings, endpoint_url=server.base, **S3_OPTIONS)
+        data, error = ended(lambda: watched(lambda: read_all(source, 10)))
+        report(server, source)
+    if error is None:
+        assert data == DATA
+        assert name not in LASTING or server.faults == 0
+    else:
+        one_line(error, "s3://b/k.bin")
+        assert name in LASTING
+        assert isinstance(error, LASTING[name][1])
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("name", ["wrong bytes", "replaced quietly"])
