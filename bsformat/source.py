@@ -23,6 +23,8 @@ from .errors import (
 from .network import Network, without_secrets
 
 Buffer = bytes | bytearray | memoryview
+#: Connections to one S3 endpoint, unless the storage options say otherwise.
+S3_CONNECTIONS = 64
 
 
 @runtime_checkable
@@ -167,6 +169,10 @@ def open_source(
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
         return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+    if scheme in ("s3", "s3a"):
+        # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
+        given = storage_options.get("config_kwargs") or {}
+        storage_options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, **given}
     try:
         fs, path = fsspec.core.url_to_fs(name, **storage_options)
     except (ImportError, ValueError) as error:
