@@ -106,6 +106,7 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     root: str | None = None,
+    network: bsformat.Network | None = None,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Any:
@@ -121,6 +122,7 @@ def load(
         device: where the weights go; None: CUDA if there is one, else the CPU.
         dtype: what the model computes in; None: bfloat16 on CUDA, float32 on the CPU.
         root: the root digest (64 hexadecimal digits) that the file must have.
+        network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         progress: called with the number of resident bytes added since the last call.
         storage_options: given to the fsspec file system.
 
@@ -129,7 +131,7 @@ def load(
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
-    container = uri if isinstance(uri, Container) else bsformat.open(uri, root=root, **storage_options)
+    container = uri if isinstance(uri, Container) else bsformat.open(uri, root=root, network=network, **storage_options)
     try:
         shell = Shell(container, device=place, dtype=kind)
         elastic = Elastic(container, shell)

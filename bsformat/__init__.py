@@ -12,6 +12,7 @@ from .container import Block, Container, Span
 from .container import open_container as open
 from .errors import BstkError
 from .metadata import Attachment, Curve, Form, Metadata, Tensor
+from .network import Network
 from .plan import Plan
 from .source import ByteSource, FileSource, FsspecSource, MemorySource
 from .units import format_size, parse_size
@@ -30,6 +31,7 @@ __all__ = [
     "FsspecSource",
     "MemorySource",
     "Metadata",
+    "Network",
     "Plan",
     "Report",
     "Span",

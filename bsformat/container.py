@@ -15,6 +15,7 @@ from .chains import Chains, Parts
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
 from .head import read_head
 from .metadata import Attachment, Form, Tensor
+from .network import Network
 from .plan import Plan, Planner
 from .registry import ALIGNMENT
 from .source import Buffer, ByteSource, open_source
@@ -288,19 +289,24 @@ class Container:
 
 
 def open_container(
-    uri: str | os.PathLike[str] | ByteSource, *, root: str | None = None, **storage_options: Any
+    uri: str | os.PathLike[str] | ByteSource,
+    *,
+    root: str | None = None,
+    network: Network | None = None,
+    **storage_options: Any,
 ) -> Container:
     """Open a ``.bstk`` file in at most two reads.
 
     Args:
         uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
         root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
+        network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
         storage_options: given to the fsspec file system.
 
     Raises:
         SourceError: it cannot be read. FormatError: it is no valid file, or not the one of that root.
     """
-    source = open_source(uri, **storage_options)
+    source = open_source(uri, network=network, **storage_options)
     try:
         return Container(source, root=root)
     except BaseException:

@@ -1,7 +1,7 @@
 """Where bytes come from: one small protocol, and its sources for memory, local files and any fsspec file system.
 
-HTTP has a module of its own (`bsformat.http`), because there a wrong answer comes without an error unless every
-response is checked.
+HTTP and S3 have modules of their own (`bsformat.http`, `bsformat.s3`), because there a wrong answer comes without an
+error unless every response is checked.
 """
 
 import errno
@@ -20,8 +20,11 @@ from .errors import (
     SourceChangedError,
     SourceError,
 )
+from .network import Network, without_secrets
 
 Buffer = bytes | bytearray | memoryview
+#: Connections to one S3 endpoint, unless the storage options say otherwise.
+S3_CONNECTIONS = 64
 
 
 @runtime_checkable
@@ -121,7 +124,7 @@ class FileSource:
 
 
 class FsspecSource:
-    """An object of any fsspec file system: S3, hubs, archives, and so on."""
+    """An object of any fsspec file system: hubs, archives, and so on."""
 
     def __init__(self, fs: Any, path: str, name: str) -> None:
         self.name = name
@@ -146,12 +149,15 @@ class FsspecSource:
         """Nothing to release: fsspec shares its file systems."""
 
 
-def open_source(uri: str | os.PathLike[str] | ByteSource, **storage_options: Any) -> ByteSource:
+def open_source(
+    uri: str | os.PathLike[str] | ByteSource, *, network: Network | None = None, **storage_options: Any
+) -> ByteSource:
     """A source for a path or URI.
 
     Args:
         uri: a local path, ``file://``, ``http(s)://``, ``s3://``, ``hf://``, or anything else that fsspec opens.
             A `ByteSource` is returned as it is.
+        network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
         storage_options: given to the fsspec file system.
 
     Raises:
@@ -163,15 +169,31 @@ def open_source(uri: str | os.PathLike[str] | ByteSource, **storage_options: Any
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
         return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+    if scheme in ("s3", "s3a"):
+        # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
+        given = storage_options.get("config_kwargs") or {}
+        storage_options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, **given}
     try:
         fs, path = fsspec.core.url_to_fs(name, **storage_options)
     except (ImportError, ValueError) as error:
-        raise SourceError(f"cannot be opened: {error}", where=name) from None
+        raise SourceError(f"cannot be opened: {without_secrets(str(error))}", where=without_secrets(name)) from None
     if scheme in ("http", "https"):
         from .http import HttpSource
 
-        return HttpSource(fs, name)
-    return FsspecSource(fs, path, name)
+        return HttpSource(fs, name, network)
+    if scheme in ("s3", "s3a"):
+        from .s3 import S3Source
+
+        return S3Source(fs, path, without_secrets(name), network)
+    return FsspecSource(fs, path, without_secrets(name))
+
+
+def within(offset: int, length: int, size: int, name: str) -> None:
+    """Refuse a range that reaches beyond the ``size`` of an object, without asking for it."""
+    if offset + length > size:
+        raise ShortReadError(
+            f"bytes {offset}-{offset + length - 1} were asked for, but the object has {size}", where=name, offset=offset
+        )
 
 
 def checked(data: Buffer, offset: int, length: int, name: str) -> Buffer:
@@ -202,5 +224,5 @@ def translated(name: str) -> Iterator[None]:
 
 def _detail(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    text = " ".join(text.split())
+    text = without_secrets(" ".join(text.split()))
     return f" ({text})" if text else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from .container import Container, Span, open_container
 from .errors import FormatError
+from .network import Network
 from .source import ByteSource
 
 #: Bytes read and checked at a time.
@@ -41,6 +42,7 @@ def verify(
     uri: str | os.PathLike[str] | ByteSource | Container,
     *,
     root: str | None = None,
+    network: Network | None = None,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Report:
@@ -48,6 +50,7 @@ def verify(
 
     Args:
         root: the root digest that the file must have.
+        network: see `bsformat.open`.
         progress: called with the number of bytes checked since the last call.
 
     Raises:
@@ -55,7 +58,9 @@ def verify(
         FormatError: the head itself is wrong, so that nothing after it can be found. Damage after the head does not
             raise: it is listed in the report.
     """
-    container = uri if isinstance(uri, Container) else open_container(uri, root=root, **storage_options)
+    container = (
+        uri if isinstance(uri, Container) else open_container(uri, root=root, network=network, **storage_options)
+    )
     try:
         report = Report(
             container.uri,

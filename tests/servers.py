@@ -284,12 +284,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up before the whole answer came is no news."""
+
+
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
     """A server that answers as it is told."""
     handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _QuietServer(("127.0.0.1", 0), handler)
     script = handler.script = Scripted(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

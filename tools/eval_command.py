@@ -13,6 +13,7 @@ from bsformat.errors import ModelError
 from . import plot
 from .console import print_json, quiet_libraries, reporter
 from .generate_command import check_budgets
+from .options import source_options
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
 
         def opened(uri: str, root: str | None = None) -> Container:
-            return stack.enter_context(bsformat.open(uri, root=root, **dict(args.storage_options)))
+            return stack.enter_context(bsformat.open(uri, root=root, **source_options(args)))
 
         container = opened(args.uri, args.root)
         check_budgets(container, args.budgets)

@@ -9,11 +9,12 @@ from bsformat import BstkError, Container
 from bsformat.errors import BudgetError, ModelError
 
 from .console import print_json, quiet_libraries, reporter
+from .options import source_options
 
 
 def run(args: argparse.Namespace) -> int:
     """Load within the budget and print the text, and nothing else."""
-    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+    with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
         check_budgets(container, [args.budget])
         import bitstack
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitstack.fields import Kind, Switch, shown
 from bitstack.recipe import recipe_settings
-from bsformat import BstkError, parse_size
+from bsformat import BstkError, Network, parse_size
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -90,7 +90,41 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="for fsspec, as endpoint_url=http://… for S3; may be repeated",
     )
+    add_network(parser)
     add_json(parser)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """How long to wait for a server, and how often to ask again."""
+    usual = Network()
+    add = parser.add_argument_group("over http(s) and s3").add_argument
+    add(
+        "--allow-stream",
+        action="store_true",
+        help="read the file once, from its beginning to its end, where an HTTP server ignores byte ranges",
+    )
+    for flag, kind, unit, meaning in (
+        ("attempts", whole(1), "N", "failed attempts before a read is given up"),
+        ("deadline", positive, "SECONDS", "for one read of up to 16 MiB, attempts and pauses together"),
+        ("connect-timeout", positive, "SECONDS", "for a connection"),
+        ("stall-timeout", positive, "SECONDS", "without a byte"),
+        ("minimum-rate", not_negative, "N", "bytes per second that an answer must bring over half a minute; 0: any"),
+    ):
+        value = getattr(usual, flag.replace("-", "_"))
+        add(f"--{flag}", type=kind, metavar=unit, default=value, help=f"{meaning} (default: %(default)g)")
+
+
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `bsformat.open` takes beside the URI and the root."""
+    network = Network(
+        attempts=args.attempts,
+        deadline=args.deadline,
+        connect_timeout=args.connect_timeout,
+        stall_timeout=args.stall_timeout,
+        minimum_rate=args.minimum_rate,
+        allow_stream=args.allow_stream,
+    )
+    return {"network": network, **dict(args.storage_options)}
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,13 @@ from bsformat import BstkError, Container, Plan, format_size
 from . import summary
 from .console import exact_size, number, print_json, printable
 from .curve import Point
+from .options import source_options
 from .page import field
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, as text or JSON."""
-    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+    with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
         if args.perplexity is not None:
             plan = prefix_for(container, args.perplexity)
             asked = f"perplexity {args.perplexity:g}"

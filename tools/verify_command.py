@@ -6,6 +6,7 @@ import bsformat
 from bsformat.errors import FormatError
 
 from .console import print_json, printable, reporter
+from .options import source_options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -14,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FormatError: something was wrong.
     """
-    with bsformat.open(args.uri, root=args.root, **dict(args.storage_options)) as container:
+    with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
         with reporter().stage("verify", container.superblock.present_length, "B") as advance:
             report = bsformat.verify(container, progress=advance)
         size = report.size

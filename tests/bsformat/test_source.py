@@ -34,7 +34,7 @@ DATA = b"".join(i.to_bytes(4, "big") for i in range(50_000))
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bsformat.http._PAUSE", 0.001)
+    monkeypatch.setattr("bsformat.http.Network", lambda: bsformat.Network(attempts=4, pause=0.001))
 
 
 def message(error: BstkError, name: str) -> str:
@@ -408,13 +408,13 @@ BAD = [
     ("content_range_unsatisfied", always(Content_Range="bytes */9"), RangeError, "range-unsupported", "*/9", 1),
     ("offset_wrong", always(Content_Range="bytes 64-163/200000"), ShortReadError, "short-read", "64-163", 1),
     ("range_too_long", always(Content_Range="bytes 0-100/200000"), ShortReadError, "short-read", "0-100", 1),
-    ("range_reversed", always(Content_Range="bytes 0-0/200000"), SourceError, "short-read", "", 1),
+    ("range_reversed", always(Content_Range="bytes 0-0/200000"), SourceError, "short-read", "", 4),
     ("range_negative", always(Content_Range="bytes 9-0/200000"), ShortReadError, "short-read", "", 1),
     ("size_unknown", always(Content_Range="bytes 0-99/*"), SourceError, "source", "how large", 1),
     ("gzip", always(Content_Encoding="gzip"), RangeError, "range-unsupported", "gzip", 1),
-    ("body_longer", body(lambda data: data + b"x"), ShortReadError, "short-read", "more than", 1),
-    ("body_longer_chunked", chunked, ShortReadError, "short-read", "more than", 1),
-    ("body_shorter", body(lambda data: data[:-1]), SourceError, "source", "99 of 100", 4),
+    ("body_longer", body(lambda data: data + b"x"), ShortReadError, "short-read", "more than", 4),
+    ("body_longer_chunked", chunked, ShortReadError, "short-read", "more than", 4),
+    ("body_shorter", body(lambda data: data[:-1]), SourceError, "source", "0 of 1 bytes", 4),
     ("body_empty", body(lambda data: b""), SourceError, "source", "0 of 100", 4),
     ("body_cut", cut_then(99), SourceError, "source", "4 attempts", 4),
     ("body_cut_at_once", cut_then(99, sent=0), SourceError, "source", "4 attempts", 4),
@@ -440,8 +440,17 @@ def test_a_bad_answer_to_the_first_read(
 LATER = {
     "no_such_range": (SourceChangedError, "source-changed", "no byte", 1),
     "offset_wrong": None,  # 64 to 163 is what the second read asks for
-    "range_too_long": (ShortReadError, "short-read", "0-100", 1),
-    "size_unknown": (ShortReadError, "short-read", "0-99", 1),
+    "precondition": (SourceChangedError, "source-changed", 'was "one"', 1),
+    # What a server that gave sound answers before may do better at the next attempt.
+    "ignores_ranges": (RangeError, "range-unsupported", "200", 4),
+    "no_content_range": (RangeError, "range-unsupported", "Content-Range", 4),
+    "content_range_garbage": (RangeError, "range-unsupported", "pages", 4),
+    "content_range_unsatisfied": (RangeError, "range-unsupported", "*/9", 4),
+    "range_too_long": (ShortReadError, "short-read", "0-100", 4),
+    "range_reversed": (ShortReadError, "short-read", "", 4),
+    "range_negative": (ShortReadError, "short-read", "", 4),
+    "size_unknown": (ShortReadError, "short-read", "0-99", 4),
+    "gzip": (RangeError, "range-unsupported", "gzip", 4),
 }
 
 
@@ -473,7 +482,7 @@ def test_a_bad_answer_later(
         (fail_then(2, 429), 3),
         (cut_then(1), 2),
         (cut_then(3, sent=0), 4),
-        (cut_then(3, sent=99), 4),
+        (cut_then(3, sent=99), 2),  # the second asks for one byte
         (always(ETag=None), 1),
         (always(Content_Encoding="identity"), 1),
         (always(Content_Range=" bytes 0-99/200000 "), 1),
@@ -495,8 +504,9 @@ def test_a_redirect_is_followed(scripted: Scripted) -> None:
     source = open_source(scripted.url("here"))
     assert source.start(100)[1] == len(DATA)
     assert bytes(source.get(100, 100)) == DATA[100:200]
-    assert [r.path for r in scripted.requests] == ["/here", "/there"] * 2
-    assert {r.headers["range"] for r in scripted.requests} == {"bytes=0-99", "bytes=100-199"}
+    # The second read asks where the redirect led.
+    assert [r.path for r in scripted.requests] == ["/here", "/there", "/there"]
+    assert [r.headers["range"] for r in scripted.requests] == ["bytes=0-99"] * 2 + ["bytes=100-199"]
 
 
 def test_a_redirect_in_a_circle(scripted: Scripted) -> None:
@@ -566,7 +576,7 @@ def test_a_server_that_gives_less_than_asked_is_not_taken_for_a_cut_file(scripte
         return Reply(206, few, {"Content-Range": text})
 
     scripted.reply = reply
-    for read in (bsformat.open, lambda url: open_source(url).start(200)):
+    for read in (bsformat.open, lambda url: open_source(url).start(401)):
         with pytest.raises(ShortReadError) as caught:
             read(scripted.url())
         message(caught.value, scripted.url())

@@ -19,6 +19,7 @@ from bitstack.tools.serve_ranges import RangeServer
 from bsformat import format_size
 from tests.bsformat.encoder import Block, Image, sample
 from tests.models import PACK_OPTIONS
+from tests.servers import Reply, Scripted
 from tests.tools.conftest import Bstk
 
 
@@ -359,6 +360,29 @@ def test_reads_from_s3_with_storage_options(bstk: Bstk, s3: "object", tiny_bstk:
     endpoint = s3.endpoint  # type: ignore[attr-defined]
     ended = bstk("verify", uri, "--storage-option", f"endpoint_url={endpoint}", "--storage-option", "anon=false")
     assert (ended.code, ended.err) == (0, "")
+
+
+def test_reads_a_stream_where_that_is_allowed(bstk: Bstk, scripted: Scripted, tiny_bstk: Path) -> None:
+    scripted.data = tiny_bstk.read_bytes()
+    scripted.reply = lambda request: Reply(200, scripted.data)
+    for command in (("verify",), ("inspect",), ("generate", "--prompt", "the sea", "--raw", "--max-new-tokens", 2)):
+        ended = bstk(command[0], scripted.url(), "--allow-stream", *command[1:])
+        assert (ended.code, ended.err) == (0, "")
+    # Each command finds out that ranges are ignored, and then reads once.
+    assert len(scripted.requests) == 6
+
+
+def test_the_network_s_settings_are_flags(bstk: Bstk, scripted: Scripted) -> None:
+    scripted.reply = lambda request: Reply(503)
+    ended = bstk("inspect", scripted.url(), "--attempts", 2)
+    assert ended.code == 1
+    assert "503" in ended.err
+    assert "given up after 2 attempts" in ended.err
+    assert len(scripted.requests) == 2
+    scripted.reply = lambda request: Reply(503, b"", {"Retry-After": "9"})
+    assert "deadline of 0.5 s" in bstk("inspect", scripted.url(), "--deadline", 0.5).err
+    for flag, value in (("--attempts", 0), ("--deadline", 0), ("--stall-timeout", -1), ("--minimum-rate", "x")):
+        assert bstk("inspect", scripted.url(), flag, value).code == 2
 
 
 def test_json_holds_what_is_not_finite_as_null(capsys: pytest.CaptureFixture[str]) -> None:

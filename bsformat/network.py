@@ -1,0 +1,181 @@
+"""How long to wait for a network, how often to ask again, and what to show of a URL.
+
+Nothing here knows a protocol: `bsformat.http` and `bsformat.s3` share it.
+"""
+
+import asyncio
+import email.utils
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from .errors import SourceError
+
+#: Bytes that `Network.deadline` is meant for; a longer read has as much more time.
+DEADLINE_BYTES = 16 << 20
+#: An attempt that brought so many bytes before it failed does not count as a failed one.
+PROGRESS_BYTES = 1 << 20
+#: Attempts at most while a host that never answered does not let connect: a wrong name is said soon.
+UNREACHABLE_ATTEMPTS = 4
+#: HTTP statuses that may pass; from 520 on what a proxy answers for a server that it does not reach.
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What reads over http(s) and s3 may take. Times are in seconds.
+
+    Attributes:
+        connect_timeout: for one connection, its TLS handshake included.
+        stall_timeout: without a single byte, before an answer or within it.
+        minimum_rate: bytes per second that an answer must bring over each ``rate_window``; 0 takes any.
+        rate_window: see ``minimum_rate``.
+        attempts: failed attempts of one read before it is given up, the first one included. An attempt that brought
+            1 MiB is not counted; what came is never asked for again.
+        pause: the longest pause after the first failed attempt. It doubles with each, up to ``longest_pause``, and a
+            random part of it is waited. What a server asks for (Retry-After) is waited in full, within ``deadline``.
+        longest_pause: see ``pause``.
+        deadline: for one read of up to 16 MiB, all attempts and pauses together; in proportion for a longer one.
+        allow_stream: read an object once from its beginning to its end where an HTTP server ignores byte ranges.
+        renew: called with the URL when access that was granted is denied, as when a signature has expired; gives the
+            URL to go on with. It runs in a thread.
+        clock, sleep, random: where time and chance come from; tests put their own.
+    """
+
+    connect_timeout: float = 20.0
+    stall_timeout: float = 30.0
+    minimum_rate: float = 1024.0
+    rate_window: float = 30.0
+    attempts: int = 8
+    pause: float = 0.25
+    longest_pause: float = 10.0
+    deadline: float = 900.0
+    allow_stream: bool = False
+    renew: Callable[[str], str] | None = None
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], Awaitable[object]] = field(default=asyncio.sleep, repr=False)
+    random: Callable[[], float] = field(default=random.random, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout", "stall_timeout", "rate_window", "attempts", "deadline"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Network.{name} is {getattr(self, name)}, and must be above 0")
+        for name in ("minimum_rate", "pause", "longest_pause"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"Network.{name} is {getattr(self, name)}, and must be at least 0")
+
+
+class Transient(Exception):
+    """A failure that may pass.
+
+    Attributes:
+        error: what to raise if it does not.
+        wait: seconds that the server asked to wait, or None.
+        unreachable: there was no connection at all.
+    """
+
+    def __init__(self, error: SourceError, wait: float | None = None, *, unreachable: bool = False) -> None:
+        super().__init__(error.message)
+        self.error, self.wait, self.unreachable = error, wait, unreachable
+
+
+class Patience:
+    """The attempts of one read of ``length`` bytes: it counts them, waits between them, and ends them."""
+
+    def __init__(self, network: Network, length: int) -> None:
+        self._network = network
+        self.allowed = network.deadline * max(1.0, length / DEADLINE_BYTES)
+        self._began = network.clock()
+        self._failed = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline; below 0 after it."""
+        return self.allowed - (self._network.clock() - self._began)
+
+    async def wait(self, failure: Transient, brought: int, *, answered: bool) -> None:
+        """Wait before the next attempt.
+
+        Args:
+            brought: bytes that the failed attempt brought.
+            answered: whether the server ever gave an answer that could be used.
+
+        Raises:
+            SourceError: that was the last attempt, or the deadline would pass.
+        """
+        network = self._network
+        self._failed = 1 if brought >= PROGRESS_BYTES else self._failed + 1
+        most = network.attempts
+        if failure.unreachable and not answered:
+            most = min(most, UNREACHABLE_ATTEMPTS)
+        if self._failed >= most:
+            raise _ended(failure, f"given up after {most} attempts; try again later, or allow more attempts")
+        pause = network.random() * min(network.longest_pause, network.pause * 2.0 ** (self._failed - 1))
+        if failure.wait is not None:
+            pause += failure.wait
+        if pause >= self.left:
+            asked = f"the server asks to wait {failure.wait:.0f} s; " if failure.wait is not None else ""
+            raise _ended(failure, f"{asked}given up at the deadline of {self.allowed:g} s; allow more time")
+        await network.sleep(pause)
+
+    def late(self, done: int, length: int) -> SourceError:
+        """The error of a read that reached its deadline, with ``done`` of ``length`` bytes."""
+        return SourceError(
+            f"{done} of {length} bytes came within the deadline of {self.allowed:g} s; "
+            "check the connection, or allow more time"
+        )
+
+
+def _ended(failure: Transient, how: str) -> SourceError:
+    error = failure.error
+    return type(error)(f"{error.message} ({how})", where=error.where, offset=error.offset, reason=error.reason)
+
+
+class Pace:
+    """Watches that an answer brings bytes at `Network.minimum_rate` or faster."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._since, self._bytes = network.clock(), 0
+
+    def came(self, count: int) -> str | None:
+        """``count`` bytes came: what is wrong with the rate, or None."""
+        now = self._network.clock()
+        self._bytes += count
+        elapsed = now - self._since
+        if elapsed < self._network.rate_window:
+            return None
+        slow = self._bytes < self._network.minimum_rate * elapsed
+        text = f"only {self._bytes} bytes came in {elapsed:.1f} s, slower than {self._network.minimum_rate:g} a second"
+        self._since, self._bytes = now, 0
+        return text if slow else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: a number, or a date, which is taken against the server's own clock."""
+    text = headers.get("Retry-After", headers.get("retry-after", "")).strip()
+    if re.fullmatch(r"\d{1,9}", text):
+        return float(text)
+    until = _date(text)
+    if until is None:
+        return None
+    now = _date(headers.get("Date", headers.get("date", "")))
+    return max(0.0, until - (time.time() if now is None else now))
+
+
+def _date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+
+
+_QUERY = re.compile(r"((?:[a-z][a-z0-9+.-]*://|/)[^\s?'\"<>]*)\?[^\s'\"<>)]+", re.IGNORECASE)
+_USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s?#@]*(?:@[^/\s?#@]*)*@", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """A text with what URLs in it may carry taken out: user and password, and queries, where signatures stand."""
+    return _QUERY.sub(r"\1?…", _USER.sub(r"\1", text))
