@@ -8,7 +8,10 @@ The bytes are specified in ``spec/bstk-v1.md``.
 
 from . import errors
 from ._version import __version__
-from .container import Block, Container, Span
+from .block import Block, Span
+from .cache import BlockCache, CacheInfo
+from .cache_place import default_cache
+from .container import Container
 from .container import open_container as open
 from .errors import BstkError
 from .metadata import Attachment, Curve, Form, Metadata, Tensor
@@ -21,8 +24,10 @@ from .writer import Writer, rewrite
 __all__ = [
     "Attachment",
     "Block",
+    "BlockCache",
     "BstkError",
     "ByteSource",
+    "CacheInfo",
     "Container",
     "Curve",
     "FileSource",
@@ -36,6 +41,7 @@ __all__ = [
     "Tensor",
     "Writer",
     "__version__",
+    "default_cache",
     "errors",
     "format_size",
     "open",

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .container import Container, Span, open_container
+from .block import Span
+from .container import Container, open_container
 from .errors import FormatError
 from .source import ByteSource
 
@@ -55,7 +56,7 @@ def verify(
         FormatError: the head itself is wrong, so that nothing after it can be found. Damage after the head does not
             raise: it is listed in the report.
     """
-    container = uri if isinstance(uri, Container) else open_container(uri, root=root, **storage_options)
+    container = uri if isinstance(uri, Container) else open_container(uri, root=root, cache=False, **storage_options)
     try:
         report = Report(
             container.uri,
