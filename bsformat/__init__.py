@@ -14,6 +14,7 @@ from .cache_place import default_cache
 from .container import Container
 from .container import open_container as open
 from .errors import BstkError
+from .fetch import Fetched, fetch
 from .metadata import Attachment, Curve, Form, Metadata, Tensor
 from .plan import Plan
 from .source import ByteSource, FileSource, FsspecSource, MemorySource
@@ -30,6 +31,7 @@ __all__ = [
     "CacheInfo",
     "Container",
     "Curve",
+    "Fetched",
     "FileSource",
     "Form",
     "FsspecSource",
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "default_cache",
     "errors",
+    "fetch",
     "format_size",
     "open",
     "parse_size",

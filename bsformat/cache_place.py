@@ -47,3 +47,14 @@ def is_remote(uri: object) -> bool:
     text = os.fspath(uri) if isinstance(uri, (str, os.PathLike)) else ""
     scheme, separator, _ = str(text).partition("://")
     return bool(separator) and "::" not in scheme and scheme.lower() in _REMOTE
+
+
+def choose_cache(cache: BlockCache | bool, uri: object) -> BlockCache | None:
+    """The cache that goes with what a caller asked for: True is the user's, for what is read over a network.
+
+    Raises:
+        BudgetError: as `default_cache`.
+    """
+    if isinstance(cache, BlockCache):
+        return cache
+    return default_cache() if cache and is_remote(uri) else None

@@ -12,12 +12,12 @@ import numpy as np
 from . import codec, payload
 from .block import Block, Span
 from .cache import BlockCache
-from .cache_place import default_cache, is_remote
+from .cache_place import choose_cache
 from .cached import CachedSource, CheckedBytes
 from .cached_head import read_cached_head
 from .chains import Chains, Parts
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
-from .head import read_head
+from .head import Head, read_head
 from .metadata import Attachment, Tensor
 from .plan import Plan, Planner
 from .registry import ALIGNMENT
@@ -36,10 +36,20 @@ class Container:
         available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
     """
 
-    def __init__(self, source: ByteSource, *, root: str | None = None, cache: BlockCache | None = None) -> None:
+    def __init__(
+        self,
+        source: ByteSource,
+        *,
+        root: str | None = None,
+        cache: BlockCache | None = None,
+        head: Head | None = None,
+    ) -> None:
         self.uri = source.name
         self.source = CountedSource(source)
-        head = read_head(self.source, root) if cache is None else read_cached_head(self.source, root, cache)
+        #: The bytes of a head that was read before; those of one that is read here are not kept.
+        self.stored_head = head.stored if head else b""
+        if head is None:
+            head = read_head(self.source, root) if cache is None else read_cached_head(self.source, root, cache)
         self.superblock, self.metadata, self.index = head.superblock, head.metadata, head.index
         self._chains = Chains(self.metadata)
         self._parts = self._chains.at(self.index.chain)
@@ -283,11 +293,9 @@ def open_container(
     Raises:
         SourceError: it cannot be read. FormatError: it is no valid file, or not the one of that root.
     """
-    if isinstance(cache, bool):
-        cache = (cache and is_remote(uri) and default_cache()) or False
     source = open_source(uri, **storage_options)
     try:
-        return Container(source, root=root, cache=cache or None)
+        return Container(source, root=root, cache=choose_cache(cache, uri))
     except BaseException:
         source.close()
         raise
