@@ -47,7 +47,7 @@ class Fetched:
         n_blocks, total_blocks: blocks that the local file holds, and that the whole file has.
         size, file_length: bytes of the local file, and of the whole file.
         requests, bytes_read: made of and read from ``uri``.
-        bytes_local, bytes_cached: of the prefix, what was on this machine before, in the local file and in the cache.
+        bytes_local, bytes_cached: bytes of blocks that were on this machine before, in local files and in the cache.
     """
 
     path: str
