@@ -267,11 +267,8 @@ def test_damage_in_what_was_begun_is_repaired(
     if where == "end":
         del stored[-100:]
     else:
-        s = whole.superblock
-        stored[{"head": 500, "attachment": s.head_length + 9, "block": block.offset, "padding": 0}[where]] ^= 1
-        if where == "padding":
-            stored[0] ^= 1
-            stored[block.offset + block.stored] ^= 1
+        attached, after = whole.superblock.head_length + 9, block.offset + block.stored
+        stored[{"head": 500, "attachment": attached, "block": block.offset, "padding": after}[where]] ^= 1
     Path(f"{path}.part").write_bytes(stored)
     path.unlink()
     ranges(served)
