@@ -117,11 +117,8 @@ def main() -> None:
         rows.append(row | used(folder))
         shutil.rmtree(folder)
     size = sum(len(data) for _, data in blocks)
-    print(
-        json.dumps(
-            {"n_blocks": len(blocks), "bytes": size, "layouts": rows, "machine": machine(torch.device("cpu"))}, indent=2
-        )
-    )
+    result = {"n_blocks": len(blocks), "bytes": size, "layouts": rows} | machine(torch.device("cpu"))
+    print(printed(result))
 
 
 if __name__ == "__main__":
