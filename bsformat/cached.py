@@ -50,7 +50,7 @@ class CachedSource:
         self._source = source
         self._cache: BlockCache | None = cache
         s, index = head.superblock, head.index
-        self._root, self._lead = s.root, head.lead
+        self._root, self._lead, self._head_length = s.root, head.lead, s.head_length
         files = [a for a in head.metadata.attachments if a.data is None and a.stored]
         starts = np.array([s.head_length + a.offset for a in files], np.int64)
         stored = np.array([a.stored for a in files], np.int64)
@@ -86,16 +86,15 @@ class CachedSource:
         if first == stop or self._cache is None:
             return self._direct(offset, length)
         wanted = list(range(first, stop))
-        out = CheckedBytes(length)
-        missing = self._fill_or_none(wanted, out, offset)
-        if missing == wanted and (lease := self._lease()):
+        if self._missing(wanted) == wanted and (lease := self._lease()):
             with lease:
                 if self._taken(lease, wanted) and self._missing(wanted) == wanted:
                     # Nothing is there, and nobody else is at it: what comes is handed on as it is.
                     data = self._direct(offset, length)
                     self._keep(wanted, data, offset)
                     return data
-        sound = True
+        out, sound = CheckedBytes(length), True
+        missing = self._fill_or_none(wanted, out, offset)
         while missing:
             missing, good = self._share(missing, out, offset)
             sound = sound and good
@@ -108,7 +107,9 @@ class CachedSource:
         self._source.close()
 
     def _inside(self, start: int, stop: int) -> tuple[int, int]:
-        """The items that lie in a range; none if it cuts one in two."""
+        """The items that lie in a range; none if it cuts one in two, or has a part of the head in it."""
+        if start < self._head_length:
+            return 0, 0
         first = int(np.searchsorted(self._offset, start, side="left"))
         last = int(np.searchsorted(self._end, stop, side="right"))
         if (first and self._end[first - 1] > start) or (last < len(self._offset) and self._offset[last] < stop):

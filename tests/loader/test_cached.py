@@ -8,7 +8,7 @@ import torch
 import bitstack
 from bsformat import BlockCache
 from bsformat.superblock import SIZE
-from tests.servers import Scripted
+from tests.servers import S3, Scripted
 
 
 @pytest.fixture
@@ -59,3 +59,12 @@ def test_load_twice_grow_and_shrink(scripted: Scripted, url: str, cache: BlockCa
         model.bitstack.close()
         assert torch.equal(load("80%"), grown)
         assert asked() == SIZE
+
+
+def test_over_s3(s3: S3, tiny_bytes: bytes, cache: BlockCache) -> None:
+    uri = s3.put("cached.bstk", tiny_bytes)
+    for turn in range(2):
+        model = bitstack.load(uri, "70%", "cpu", cache=cache, **s3.storage_options)
+        source = model.bitstack.container.source
+        assert turn == 0 or (source.requests, source.bytes_read) == (1, SIZE)
+        model.bitstack.close()
