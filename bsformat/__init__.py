@@ -8,9 +8,13 @@ The bytes are specified in ``spec/bstk-v1.md``.
 
 from . import errors
 from ._version import __version__
-from .container import Block, Container, Span
+from .block import Block, Span
+from .cache import BlockCache, CacheInfo
+from .cache_place import default_cache
+from .container import Container
 from .container import open_container as open
 from .errors import BstkError
+from .fetch import Fetched, fetch
 from .metadata import Attachment, Curve, Form, Metadata, Tensor
 from .network import Network
 from .plan import Plan
@@ -22,10 +26,13 @@ from .writer import Writer, rewrite
 __all__ = [
     "Attachment",
     "Block",
+    "BlockCache",
     "BstkError",
     "ByteSource",
+    "CacheInfo",
     "Container",
     "Curve",
+    "Fetched",
     "FileSource",
     "Form",
     "FsspecSource",
@@ -38,7 +45,9 @@ __all__ = [
     "Tensor",
     "Writer",
     "__version__",
+    "default_cache",
     "errors",
+    "fetch",
     "format_size",
     "open",
     "parse_size",

@@ -11,14 +11,14 @@ from .errors import WriteError
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Turn what the operating system says while ``path`` is written into a `WriteError`."""
+def writing(path: str, left: str = "nothing was left behind") -> Iterator[None]:
+    """Turn what the operating system says while ``path`` is written into a `WriteError`; ``left`` is what it leaves."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise WriteError(
-            f"cannot be written ({error.strerror or error}); nothing was left behind: "
+            f"cannot be written ({error.strerror or error}); {left}: "
             f"{'free some space' if full else 'check the folder'} and try again",
             where=path,
             reason="disk-full" if full else "write",

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -11,10 +10,15 @@ import blake3
 import numpy as np
 
 from . import codec, payload
+from .block import Block, Span
+from .cache import BlockCache
+from .cache_place import choose_cache
+from .cached import CachedSource, CheckedBytes
+from .cached_head import read_cached_head
 from .chains import Chains, Parts
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
-from .head import read_head
-from .metadata import Attachment, Form, Tensor
+from .head import Head, read_head
+from .metadata import Attachment, Tensor
 from .network import Network
 from .plan import Plan, Planner
 from .registry import ALIGNMENT
@@ -23,60 +27,31 @@ from .traffic import CountedSource
 from .units import parse_size
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One block of the file.
-
-    Attributes:
-        number: its position in the order of the file.
-        tensor: the tensor it belongs to; ``first_row`` and ``rows`` say which rows of it, ``level`` which step of
-            the chain, from 0.
-        offset, stored: its range in the file, bytes; ``length`` its bytes when decoded and resident.
-        worth: estimated drop of the loss per byte.
-    """
-
-    number: int
-    tensor: Tensor
-    first_row: int
-    rows: int
-    level: int
-    form: Form
-    offset: int
-    stored: int
-    length: int
-    worth: float
-    digest: bytes
-
-    def __str__(self) -> str:
-        return f"block {self.number} (level {self.level} of {self.tensor.name}, rows from {self.first_row})"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive blocks that are read in one go: block numbers [first, stop), one range of the file in bytes."""
-
-    first: int
-    stop: int
-    offset: int
-    length: int
-
-
 class Container:
     """An open file. Made by `bsformat.open`; close it, or use it in a ``with`` statement.
 
     Attributes:
         uri: where it was opened.
-        source: where its bytes come from; it counts the requests made and the bytes read.
+        source: where its bytes come from; it counts the requests made and the bytes read, those from the cache not.
         superblock, metadata, index: the decoded head.
         available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
     """
 
-    def __init__(self, source: ByteSource, *, root: str | None = None) -> None:
+    def __init__(
+        self,
+        source: ByteSource,
+        *,
+        root: str | None = None,
+        cache: BlockCache | None = None,
+        head: Head | None = None,
+    ) -> None:
         self.uri = source.name
         self.source = CountedSource(source)
-        head = read_head(self.source, root)
+        #: The bytes of a head that was read before; those of one that is read here are not kept.
+        self.stored_head = head.stored if head else b""
+        if head is None:
+            head = read_head(self.source, root) if cache is None else read_cached_head(self.source, root, cache)
         self.superblock, self.metadata, self.index = head.superblock, head.metadata, head.index
-        self._lead = head.lead
         self._chains = Chains(self.metadata)
         self._parts = self._chains.at(self.index.chain)
         s = self.superblock
@@ -93,6 +68,15 @@ class Container:
         n = self.available_blocks
         self.planner = Planner(self.index.length[:n], ends[:n], self.index.required, s.blocks_offset, self.uri)
         self._scales = {k for t in self.metadata.tensors if t.packed for k in (t.row_scale, t.col_scale)}
+        self._cached = None if cache is None else CachedSource(self.source, cache, head, n)
+        self._reader: ByteSource = self._cached or self.source
+        # What the first read brought beyond the head is kept like any other bytes.
+        self._lead = b"" if self._cached else head.lead
+
+    @property
+    def bytes_cached(self) -> int:
+        """Bytes of blocks and attachments that came from the cache."""
+        return self._cached.bytes_cached if self._cached else 0
 
     @property
     def root(self) -> str:
@@ -189,16 +173,19 @@ class Container:
         if have == length:
             return memoryview(self._lead)[offset : offset + length]
         if have:
-            return self._lead[offset:] + bytes(self.source.get(offset + have, length - have))
-        return self.source.get(offset, length)
+            return self._lead[offset:] + bytes(self._reader.get(offset + have, length - have))
+        return self._reader.get(offset, length)
 
-    def decode_block(self, block: Block, stored: Buffer) -> bytes | memoryview:
+    def decode_block(self, block: Block, stored: Buffer, *, compared: bool = False) -> bytes | memoryview:
         """The payload of a block from its stored bytes, checked: digest, codec, padding bits, finite numbers.
+
+        Args:
+            compared: the digest has been compared already.
 
         Raises:
             IntegrityError: reason ``block-digest``. FormatError: ``block-codec``, ``block-padding``, ``block-values``.
         """
-        if blake3.blake3(stored).digest() != block.digest:
+        if not compared and blake3.blake3(stored).digest() != block.digest:
             raise IntegrityError(
                 f"{block} does not match its digest: the bytes are damaged or were changed; fetch them again",
                 where=self.uri,
@@ -218,12 +205,12 @@ class Container:
 
     def decode_span(self, span: Span, data: Buffer) -> Iterator[tuple[Block, bytes | memoryview]]:
         """The blocks of a span with their checked payloads; the padding after each of them is checked too."""
-        view = memoryview(data)
+        view, compared = memoryview(data), isinstance(data, CheckedBytes)
         for number in range(span.first, span.stop):
             block = self.block(number)
             at = block.offset - span.offset
             end = at + block.stored
-            yield block, self.decode_block(block, view[at:end])
+            yield block, self.decode_block(block, view[at:end], compared=compared)
             self.check_zero(view[end : end + -end % ALIGNMENT], span.offset + end)
 
     def check_zero(self, padding: Buffer, offset: int) -> None:
@@ -293,6 +280,7 @@ def open_container(
     *,
     root: str | None = None,
     network: Network | None = None,
+    cache: BlockCache | bool = True,
     **storage_options: Any,
 ) -> Container:
     """Open a ``.bstk`` file in at most two reads.
@@ -301,6 +289,8 @@ def open_container(
         uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
         root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
+        cache: where blocks of remote files are kept on this machine; True: the user's cache (`default_cache`) for URIs
+            of a network protocol, none for anything else; False: none.
         storage_options: given to the fsspec file system.
 
     Raises:
@@ -308,7 +298,7 @@ def open_container(
     """
     source = open_source(uri, network=network, **storage_options)
     try:
-        return Container(source, root=root)
+        return Container(source, root=root, cache=choose_cache(cache, uri))
     except BaseException:
         source.close()
         raise

@@ -16,26 +16,33 @@ FIRST_READ = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The decoded head; ``lead`` is what the first read brought if that was more than the head, else empty."""
+    """The decoded head.
+
+    Attributes:
+        lead: what the first read brought if that was more than the head, else empty.
+        stored: the bytes of the head as they stand in the object.
+    """
 
     superblock: Superblock
     metadata: Metadata
     index: Index
     lead: bytes
+    stored: bytes
 
 
-def read_head(source: ByteSource, root: str | None) -> Head:
-    """Read, authenticate and check the head; one read if it fits `FIRST_READ`, else two.
+def read_head(source: ByteSource, root: str | None, first_read: int = FIRST_READ) -> Head:
+    """Read, authenticate and check the head; one read if it fits the first, else two.
 
     Args:
         root: the root digest that the caller demands, 64 hexadecimal digits, or None.
+        first_read: bytes of the first read, at least those of the superblock.
 
     Raises:
         SourceError, FormatError
     """
     where = source.name
-    data, size = source.start(FIRST_READ)
-    checked(data, 0, min(FIRST_READ, size), where)
+    data, size = source.start(first_read)
+    checked(data, 0, min(first_read, size), where)
     block = superblock.decode(bytes(data[: superblock.SIZE]), where)
     check_size(block, size, where)
     if len(data) < block.head_length:
@@ -57,7 +64,7 @@ def read_head(source: ByteSource, root: str | None) -> Head:
                 where=where,
                 reason="metadata-value",
             )
-    return Head(block, meta, index, lead)
+    return Head(block, meta, index, lead, bytes(data[: block.head_length]))
 
 
 def check_size(block: Superblock, size: int, where: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .container import Container, Span, open_container
+from .block import Span
+from .container import Container, open_container
 from .errors import FormatError
 from .network import Network
 from .source import ByteSource
@@ -59,7 +60,9 @@ def verify(
             raise: it is listed in the report.
     """
     container = (
-        uri if isinstance(uri, Container) else open_container(uri, root=root, network=network, **storage_options)
+        uri
+        if isinstance(uri, Container)
+        else open_container(uri, root=root, network=network, cache=False, **storage_options)
     )
     try:
         report = Report(

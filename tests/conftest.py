@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 # Before any test module can import transformers: nothing here may ask a model hub for anything. Child processes
-# inherit both.
+# inherit these.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Nor may a test find, or leave, anything in the user's cache: tests of the cache name a folder of their own.
+os.environ["BSTK_CACHE"] = "off"
 
 #: The fixtures `nginx`, `s3` and `scripted`; `tiny_model` and `tiny_bstk`.
 pytest_plugins = ["tests.servers", "tests.models"]

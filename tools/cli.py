@@ -40,13 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
         ("verify", "check every byte of a file", options.add_verify),
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
         ("generate", "load within a budget and continue a prompt", options.add_generate),
+        ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
+        ("cache", "show, empty or check what is kept of remote files", options.add_cache),
         ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
         command = commands.add_parser(
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=_EPILOG if name not in ("pack", "recipes") else None,
+            epilog=_EPILOG if name not in ("pack", "recipes", "cache") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -179,7 +179,7 @@ def at_budget(server: RangeServer, root: str, budget: str, windows: "Windows") -
     """Load from the URL, measure, write a sentence: one row of the summary."""
     import bitstack
 
-    with counted(server) as count, bsformat.open(server.url, root=root) as container:
+    with counted(server) as count, bsformat.open(server.url, root=root, cache=False) as container:
         with reporter().stage("load", container.plan(budget).resident_bytes, "B") as advance:
             model = bitstack.load(container, budget, progress=advance)
         tokenizer = model.bitstack.tokenizer()
@@ -206,7 +206,7 @@ def resize(server: RangeServer, root: str, budgets: Sequence[str]) -> None:
     import bitstack
 
     low, high = budgets[0], budgets[-1]
-    with counted(server) as count, bsformat.open(server.url, root=root) as container:
+    with counted(server) as count, bsformat.open(server.url, root=root, cache=False) as container:
         model = bitstack.load(container, low)
         tokenizer = model.bitstack.tokenizer()
         before = write(model, tokenizer)

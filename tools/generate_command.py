@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
                     "resident_bytes": model.bitstack.resident_bytes,
                     "n_blocks": model.bitstack.plan.n_blocks,
                     "bytes_read": container.source.bytes_read,
+                    "bytes_cached": container.bytes_cached,
                     "requests": container.source.requests,
                     "tokens": tokens,
                     "load_seconds": round(loaded - started, 3),

@@ -53,6 +53,13 @@ def size(text: str) -> str:
     return text
 
 
+def exact(text: str) -> str:
+    """A size that does not depend on a device."""
+    if text == "auto":
+        raise argparse.ArgumentTypeError("auto asks a device: name a size, as 80MiB or 60%")
+    return size(text)
+
+
 def sizes(text: str) -> list[str]:
     """Several sizes, separated by commas."""
     return [size(part.strip()) for part in text.split(",")]
@@ -215,3 +222,41 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--temperature", metavar="T", type=not_negative, default=0.0, help="above 0: sample (default: 0, greedy)")
     add("--seed", metavar="N", type=whole(0), default=0, help="seed of the sampling (default: %(default)s)")
     add_device(parser)
+
+
+def add_fetch(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bstk fetch``."""
+    add_source(parser)
+    add = parser.add_argument
+    add(
+        "-o",
+        "--output",
+        metavar="OUT.bstk",
+        required=True,
+        help="the local file; one that is there is grown, OUT.bstk.part is what is being filled",
+    )
+    add(
+        "--budget",
+        metavar="SIZE",
+        type=exact,
+        default="100%",
+        help="resident bytes of the weights (default: 100%%, the whole file)",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bstk cache``."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("info", "clear", "verify"),
+        default="info",
+        help="info (the default), clear: remove everything, verify: check every block and take out what is damaged",
+    )
+    add_json(parser)
+    parser.epilog = (
+        "Blocks and heads of files read over http, s3 and the like are kept in $BSTK_CACHE, else in\n"
+        "$XDG_CACHE_HOME/bitstack, else in ~/.cache/bitstack; BSTK_CACHE=off keeps none. The cache may have\n"
+        "$BSTK_CACHE_SIZE (a size), else 20 GiB, or a tenth of the free disk if that is less; what was not\n"
+        "used for longest goes first."
+    )

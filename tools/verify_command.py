@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FormatError: something was wrong.
     """
-    with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
+    with bsformat.open(args.uri, root=args.root, cache=False, **source_options(args)) as container:
         with reporter().stage("verify", container.superblock.present_length, "B") as advance:
             report = bsformat.verify(container, progress=advance)
         size = report.size

@@ -26,13 +26,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 quiet_libraries()
 bitstack.load
-with bsformat.open(sys.argv[1]) as container:
+with bsformat.open(sys.argv[1], cache=False) as container:
     kind = json.loads(container.attachment("config.json"))["model_type"]
 AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[kind]]
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 with_architecture = peak("VmRSS")
-model = bitstack.load(sys.argv[1], int(sys.argv[2]), "cpu")
+model = bitstack.load(sys.argv[1], int(sys.argv[2]), "cpu", cache=False)
 after, elastic = peak("VmHWM"), model.bitstack
 print(json.dumps({
     "budget": int(sys.argv[2]),

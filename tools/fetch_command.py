@@ -1,0 +1,47 @@
+"""``bstk fetch``: a local file of the prefix that a budget buys."""
+
+import argparse
+from contextlib import ExitStack
+
+import bsformat
+from bitstack.progress import Advance
+from bsformat import Fetched
+
+from .console import exact_size, print_json, reporter
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch, and print what is there now."""
+    with ExitStack() as stack:
+        bar: list[Advance] = []
+        seen = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal seen
+            if not bar:
+                bar.append(stack.enter_context(reporter().stage("fetch", total, "B")))
+            bar[0](done - seen)
+            seen = done
+
+        fetched = bsformat.fetch(
+            args.uri, args.output, args.budget, root=args.root, progress=progress, **dict(args.storage_options)
+        )
+    if args.json:
+        print_json(fetched.to_json())
+    else:
+        print(text(fetched))
+    return 0
+
+
+def text(fetched: Fetched) -> str:
+    """What a person wants to know of it."""
+    part = "the whole file" if fetched.whole else "a prefix"
+    lines = [
+        f"{fetched.path}  {part}: {fetched.n_blocks} of {fetched.total_blocks} blocks, {exact_size(fetched.size)}"
+        + ("" if fetched.whole else f" of {fetched.file_length:,}"),
+        f"root    {fetched.root}",
+        f"read    {fetched.bytes_read:,} bytes in {fetched.requests} requests",
+    ]
+    if fetched.bytes_local or fetched.bytes_cached:
+        lines.append(f"reused  {fetched.bytes_local:,} bytes of local files, {fetched.bytes_cached:,} of the cache")
+    return "\n".join(lines)
