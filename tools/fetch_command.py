@@ -8,6 +8,7 @@ from bitstack.progress import Advance
 from bsformat import Fetched
 
 from .console import exact_size, print_json, reporter
+from .options import source_options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
             seen = done
 
         fetched = bsformat.fetch(
-            args.uri, args.output, args.budget, root=args.root, progress=progress, **dict(args.storage_options)
+            args.uri, args.output, args.budget, root=args.root, progress=progress, **source_options(args)
         )
     if args.json:
         print_json(fetched.to_json())
