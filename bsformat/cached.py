@@ -60,7 +60,7 @@ class CachedSource:
         self._digests = [a.digest for a in files] + [d.tobytes() for d in index.digest[:n_blocks]]
         self._known = cache.catalogue(self._digests)
         self._used: set[str] = set()
-        self._full = False
+        self._full = self._damaged = False
         self._lock = threading.Lock()
         if not cache.read_only:
             self._attempt(cache.prepare)
@@ -173,7 +173,9 @@ class CachedSource:
                     if whole and blake3.blake3(part).digest() == self._digests[i]:
                         count += length
                         continue
-                    _LOG.warning("%s: a damaged block in the cache is fetched again", self.name)
+                    if not self._damaged:
+                        _LOG.warning("%s: damaged blocks in %s are fetched again", self.name, cache.folder)
+                    self._damaged = True
                     cache.forget(self._digests[i], segment)
                     lost.append(i)
             finally:
