@@ -19,7 +19,10 @@ from typing import Any
 
 @dataclass
 class Exchange:
-    """One request and the means to answer it: bytes [start, stop) are asked for, ``draw`` is its own generator."""
+    """One request and the means to answer it: bytes [start, stop) are asked for, ``draw`` is its own generator.
+
+    ``data`` and ``etag`` are those of the object when the request came: one answer is of one object.
+    """
 
     handler: "_Handler"
     server: "FaultyServer"
@@ -29,13 +32,21 @@ class Exchange:
     start: int
     stop: int
     draw: random.Random
+    data: bytes
+    etag: str
+
+    def replace(self, data: bytes, etag: str) -> None:
+        """From now on there is another object, and nothing goes wrong any more."""
+        with self.server.lock:
+            self.server.data, self.server.etag, self.server.fault = data, etag, None
+        self.data, self.etag = data, etag
 
     def good_headers(self, start: int, stop: int) -> dict[str, str]:
         """Of a 206 with bytes [start, stop)."""
         return {
-            "Content-Range": f"bytes {start}-{stop - 1}/{len(self.server.data)}",
+            "Content-Range": f"bytes {start}-{stop - 1}/{len(self.data)}",
             "Content-Length": str(stop - start),
-            "ETag": self.server.etag,
+            "ETag": self.etag,
         }
 
     def begin(self, status: int, headers: dict[str, str]) -> None:
@@ -56,21 +67,21 @@ class Exchange:
 
     def good(self, **changes: str | None) -> None:
         """A right answer, some of its headers replaced; None drops one."""
-        if (match := self.headers.get("if-match")) and match != self.server.etag:
-            self.begin(412, {"Content-Length": "0", "ETag": self.server.etag})
+        if (match := self.headers.get("if-match")) and match != self.etag:
+            self.begin(412, {"Content-Length": "0", "ETag": self.etag})
             return
-        size = len(self.server.data)
+        size = len(self.data)
         if self.start >= size:
             self.begin(416, {"Content-Length": "0", "Content-Range": f"bytes */{size}"})
             return
         stop = min(self.stop, size)
         headers = self.good_headers(self.start, stop) | {k.replace("_", "-"): v for k, v in changes.items()}
         self.begin(206, {name: value for name, value in headers.items() if value is not None})
-        self.body(self.server.data[self.start : stop])
+        self.body(self.data[self.start : stop])
 
     def part(self) -> bytes:
         """What a sound server would send."""
-        return self.server.data[self.start : self.stop]
+        return self.data[self.start : self.stop]
 
 
 Fault = Callable[[Exchange], None]
@@ -122,12 +133,13 @@ class FaultyServer:
             draw = random.Random(f"{self.seed}:{number}")
             wrong = self.fault is not None and number >= self.spared and draw.random() < self.rate
             self.faults += wrong
-        exchange = Exchange(handler, self, number, handler.path, headers, int(first), stop, draw)
-        if wrong and self.fault is not None:
-            self.fault(exchange)
+            fault, data, etag = self.fault, self.data, self.etag
+        exchange = Exchange(handler, self, number, handler.path, headers, int(first), stop, draw, data, etag)
+        if wrong and fault is not None:
+            fault(exchange)
         elif "range" not in headers:
-            exchange.begin(200, {"Content-Length": str(len(self.data)), "ETag": self.etag})
-            exchange.body(self.data)
+            exchange.begin(200, {"Content-Length": str(len(data)), "ETag": etag})
+            exchange.body(data)
         else:
             exchange.good()
 
@@ -180,8 +192,8 @@ def serving(
 
 
 def ignores_range(x: Exchange) -> None:
-    x.begin(200, {"Content-Length": str(len(x.server.data)), "ETag": x.server.etag})
-    x.body(x.server.data)
+    x.begin(200, {"Content-Length": str(len(x.data)), "ETag": x.etag})
+    x.body(x.data)
 
 
 def short_answer(x: Exchange) -> None:
@@ -191,7 +203,7 @@ def short_answer(x: Exchange) -> None:
         return
     stop = x.start + x.draw.randint(1, len(x.part()) - 1)
     x.begin(206, x.good_headers(x.start, stop))
-    x.body(x.server.data[x.start : stop])
+    x.body(x.data[x.start : stop])
 
 
 def short_body(x: Exchange) -> None:
@@ -204,9 +216,9 @@ def short_body(x: Exchange) -> None:
 def wrong_offset(x: Exchange) -> None:
     """An honest 206 of another place."""
     count = len(x.part())
-    start = (x.start + 64) % (len(x.server.data) - count)
+    start = (x.start + 64) % (len(x.data) - count)
     x.begin(206, x.good_headers(start, start + count))
-    x.body(x.server.data[start : start + count])
+    x.body(x.data[start : start + count])
 
 
 def no_content_range(x: Exchange) -> None:
@@ -215,14 +227,12 @@ def no_content_range(x: Exchange) -> None:
 
 def garbage_content_range(x: Exchange) -> None:
     x.good(
-        Content_Range=x.draw.choice(
-            ["bytes", "bytes 5", "pages 1-2/3", f"bytes 9-1/{len(x.server.data)}", "bytes a-b/c", ""]
-        )
+        Content_Range=x.draw.choice(["bytes", "bytes 5", "pages 1-2/3", f"bytes 9-1/{len(x.data)}", "bytes a-b/c", ""])
     )
 
 
 def wrong_size(x: Exchange) -> None:
-    x.good(Content_Range=f"bytes {x.start}-{x.stop - 1}/{len(x.server.data) + 1}")
+    x.good(Content_Range=f"bytes {x.start}-{x.stop - 1}/{len(x.data) + 1}")
 
 
 def gzipped(x: Exchange) -> None:
@@ -348,22 +358,19 @@ def no_etag(x: Exchange) -> None:
 
 def replaced(x: Exchange) -> None:
     """From now on there are other bytes of the same size under another ETag."""
-    x.server.data, x.server.etag = bytes(b ^ 0xFF for b in x.server.data), '"other"'
-    x.server.fault = None
+    x.replace(bytes(b ^ 0xFF for b in x.data), '"other"')
     x.good()
 
 
 def replaced_quietly(x: Exchange) -> None:
     """Other bytes, and no ETag, no time and no size tells: only digests can."""
-    x.server.data = bytes(b ^ 0xFF for b in x.server.data)
-    x.server.fault = None
+    x.replace(bytes(b ^ 0xFF for b in x.data), x.etag)
     x.good()
 
 
 def truncated(x: Exchange) -> None:
     """From now on the object ends earlier, under the same ETag."""
-    x.server.data = x.server.data[: max(1, len(x.server.data) // 3)]
-    x.server.fault = None
+    x.replace(x.data[: max(1, len(x.data) // 3)], x.etag)
     x.good()
 
 

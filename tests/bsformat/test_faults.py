@@ -88,16 +88,16 @@ class Clock:
         self.slept.append(seconds)
 
 
-#: Settings that notice a slow drip soon.
-IMPATIENT = {"minimum_rate": 500.0, "rate_window": 0.1, "pause": 0.0}
+#: Settings that notice soon what is slow.
+IMPATIENT = {"stall_timeout": 0.1, "connect_timeout": 0.4, "minimum_rate": 500.0, "rate_window": 0.1, "pause": 0.0}
 
 
 def network(clock: Clock, **changes: Any) -> Network:
     """Settings with which nothing takes long: 16 attempts are enough for any seed at a rate of 50 %."""
     settings: dict[str, Any] = {
         "attempts": 16,
-        "stall_timeout": 0.1,
-        "connect_timeout": 0.4,
+        "stall_timeout": 10.0,
+        "connect_timeout": 10.0,
         "minimum_rate": 0.0,  # pauses of other threads move the clock, and would look like slowness
         "deadline": 400.0,
         "clock": clock,

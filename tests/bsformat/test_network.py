@@ -631,7 +631,7 @@ def test_a_stream_that_breaks_is_passed_over_again(rate: float, seed: int) -> No
         if x.number == 0 or x.draw.random() >= rate:
             faulty.ignores_range(x)
             return
-        x.begin(200, {"Content-Length": str(len(DATA)), "ETag": x.server.etag})
+        x.begin(200, {"Content-Length": str(len(DATA)), "ETag": x.etag})
         x.body(DATA[: x.draw.randrange(len(DATA))])
         x.close()
 
@@ -670,7 +670,7 @@ def test_a_stream_that_stalls_ends() -> None:
         x.server.closing.wait(20)
 
     with serving(FaultyServer(DATA, stalls, 1.0)) as server:
-        source = stream(server, attempts=3)
+        source = stream(server, attempts=3, stall_timeout=0.1)
         source.start(100)
         with pytest.raises(SourceError, match="3 attempts"):
             watched(lambda: source.get(6000, 100))
