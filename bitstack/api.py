@@ -107,6 +107,7 @@ def load(
     *,
     root: str | None = None,
     network: bsformat.Network | None = None,
+    cache: bsformat.BlockCache | bool = True,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Any:
@@ -123,6 +124,7 @@ def load(
         dtype: what the model computes in; None: bfloat16 on CUDA, float32 on the CPU.
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
+        cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
         progress: called with the number of resident bytes added since the last call.
         storage_options: given to the fsspec file system.
 
@@ -131,7 +133,11 @@ def load(
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
-    container = uri if isinstance(uri, Container) else bsformat.open(uri, root=root, network=network, **storage_options)
+    container = (
+        uri
+        if isinstance(uri, Container)
+        else bsformat.open(uri, root=root, network=network, cache=cache, **storage_options)
+    )
     try:
         shell = Shell(container, device=place, dtype=kind)
         elastic = Elastic(container, shell)

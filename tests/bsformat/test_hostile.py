@@ -936,15 +936,21 @@ def test_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 300
 
 
+def _first_problem(data: bytes) -> tuple[Exception | None, int]:
+    """What is wrong with a file first, and the most that was allocated on the way, bytes."""
+    tracemalloc.start()
+    try:
+        return first_problem(data), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_is_refused(case: Case) -> None:
     data = case.data()
-    tracemalloc.start()
-    try:
-        error = first_problem(data)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    error, peak = _first_problem(data)
+    if peak >= ALLOCATION + 4 * len(data):  # a thread that another test left behind may have allocated meanwhile
+        error, peak = _first_problem(data)
     assert isinstance(error, FormatError), error
     assert error.reason == case.reason, error
     assert case.says in str(error)
