@@ -257,10 +257,11 @@ def over_devices(jobs: Sequence[Callable[[torch.device], Any]], devices: Sequenc
         finally:
             free.put(device)
 
-    for place in places:
-        # The first use of torch's linear algebra loads it, which must not happen in two threads at once.
-        torch.linalg.cholesky(torch.eye(1, device=place))
-        torch.linalg.inv(torch.eye(1, device=place))
+    for device in devices:
+        if device.type == "cuda":
+            # The first use of torch's linear algebra loads it, which must not happen in two threads at once.
+            torch.linalg.cholesky(torch.eye(1, device=device))
+            torch.linalg.inv(torch.eye(1, device=device))
     with ThreadPoolExecutor(len(places)) as pool:
         futures = [pool.submit(run, job) for job in jobs]
         try:

@@ -45,15 +45,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def choose(device: torch.device, tokens: int, ranks: int, parts: int) -> Config:
-    """Return the configuration for a device, a number of tokens, and the numbers that Z has for each.
-
-    Args:
-        device: that the tensors are on.
-        tokens: rows of x.
-        ranks: columns of V that a segment takes.
-        parts: bytes of a number of Z.
-    """
+def choose(device: torch.device) -> Config:
+    """Return the configuration for a device."""
     if device.type != "cuda":
         return SMALL
     return HOPPER if _capability(device)[0] == 9 else OTHER

@@ -184,7 +184,7 @@ def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: 
     order, so that the same input gives the same bits.
     """
     parts = _BYTES[x.dtype]
-    config = choose(x.device, len(x), table.ranks, parts)
+    config = choose(x.device)
     with on_device(x.device):
         for start in range(0, len(x), config.tokens):
             _multiply(x[start : start + config.tokens], table, bias, out[start : start + config.tokens], parts, config)

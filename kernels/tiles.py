@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -40,6 +41,7 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+@cache
 def float8_decoding(device: torch.device) -> int:
     """Return how a device reads float8_e4m3fn: 2 by itself (compute capability 8.9 and later), 1 by arithmetic."""
     return 2 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) else 1

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import bitstack
 import bsformat
+from bitstack.kernels import Room
 from bsformat.errors import BudgetError, SourceError
 from tests.loader.conftest import Load
 from tests.loader.held import all_storages, held_bytes, packed_tensors, payloads
@@ -211,3 +212,9 @@ def test_resident_bytes_return_to_where_they_were(load: Load, container: bsforma
     assert model.bitstack.resize(budget).n_blocks == 80
     assert model.bitstack.resident_bytes == held_bytes(model) == start
     assert all_storages() == storages
+
+
+def test_tables_have_room_for_just_what_the_file_holds(container: bsformat.Container) -> None:
+    model = bitstack.load(container, "100%", "cpu", torch.float32)
+    for tensor in packed_tensors(model):
+        assert tensor._room == Room.of(tensor.chains), tensor.tensor.name
