@@ -16,7 +16,7 @@ from bitstack.packed import PackedTensor
 from bitstack.recipe import Options
 from bitstack.reference import chain
 from bitstack.scales import Scales
-from bitstack.tune import Schedule, TunedTensor, tune
+from bitstack.tune import Schedule, TunedTensor, _Divergence, tune
 from bsformat import Tensor
 
 ROWS, COLUMNS, GROUP = 37, 27, 16
@@ -320,3 +320,16 @@ def test_without_memory_it_is_left_out(
     tuned = bitstack.pack(folder, tmp_path / "y.bstk", recipe=recipe)
     assert tuned.untuned == ""
     assert tuned.root != skipped.root
+
+
+@pytest.mark.parametrize("teacher_type", [torch.float32, torch.float64])
+def test_the_divergence_and_its_gradient_are_those_of_torch(teacher_type: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    student = torch.randn(300, 50, generator=draw, requires_grad=True)  # more rows than are compared at once
+    teacher = torch.randn(300, 50, generator=draw)
+    expected = functional.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum")
+    (wanted,) = torch.autograd.grad(expected / 7, student)
+    loss = _Divergence.apply(student, teacher.to(teacher_type))
+    (got,) = torch.autograd.grad(loss / 7, student)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(got, wanted)
