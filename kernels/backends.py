@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from .chain import Chain
+from .devices import has_bit_products
 from .table import Table, table_of
 
-BACKENDS: Final = ("triton", "numba", "torch", "reference")
+BACKENDS: Final = ("hopper", "triton", "numba", "torch", "reference")
 
 
 Matrix = Chain | Table
@@ -44,6 +45,11 @@ def _triton_runs(device: torch.device) -> bool:
     return (device.type == "cuda" or (device.type == "cpu" and interpreted)) and _triton_imports()
 
 
+def _hopper_runs(device: torch.device) -> bool:
+    # It leaves to Triton what it is not for.
+    return device.type == "cuda" and _triton_imports() and torch.cuda.is_available() and has_bit_products(device)
+
+
 @cache
 def _numba_imports() -> bool:
     try:
@@ -60,6 +66,10 @@ def _numba_runs(device: torch.device) -> bool:
 @cache
 def _load(name: str) -> Operations:
     """Import a backend. Here and not at the top, so that the package costs nothing until it is used."""
+    if name == "hopper":
+        from . import hopper_path
+
+        return _tabled(hopper_path)
     if name == "triton":
         from . import triton_path
 
@@ -145,11 +155,12 @@ def _chain_linear(module: Any, x: torch.Tensor, chain: Chain, out: torch.Tensor)
 def available_backends(device: torch.device | str) -> tuple[str, ...]:
     """Return the names of the backends that run on tensors of `device`, the preferred one first.
 
-    `"triton"` needs a CUDA device, or TRITON_INTERPRET=1 in the environment (set before triton is
-    imported) for tensors on the CPU. `"numba"` is for the CPU, where numba is installed; the first use compiles, and
-    the result is kept on disk. `"torch"` and `"reference"` (float64) run everywhere.
+    `"hopper"` is for GPUs of compute capability 9.0; what it is not for it leaves to triton. `"triton"` needs a CUDA
+    device, or TRITON_INTERPRET=1 in the environment (set before triton is imported) for tensors on the CPU. `"numba"`
+    is for the CPU, where numba is installed; the first use compiles, and the result is kept on disk. `"torch"` and
+    `"reference"` (float64) run everywhere.
     """
-    runs = {"triton": _triton_runs, "numba": _numba_runs}
+    runs = {"hopper": _hopper_runs, "triton": _triton_runs, "numba": _numba_runs}
     return tuple(name for name in BACKENDS if name not in runs or runs[name](torch.device(device)))
 
 
@@ -161,7 +172,7 @@ def choose(backend: str, device: torch.device) -> Operations:
     """
     if backend == "auto":
         if device.type == "cuda" and _triton_imports():
-            return _load("triton")
+            return _load("hopper" if _hopper_runs(device) else "triton")
         return _load("numba" if _numba_runs(device) else "torch")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")

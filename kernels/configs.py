@@ -1,10 +1,11 @@
 """How the kernels are cut for the device they run on: measured once and shipped, so that no first call searches."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import torch
+
+from .devices import capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,8 @@ OTHER: Final = Config(tokens=1, rows=64, slice=1024, bytes=32, warps=4, stages=2
 """Any other GPU."""
 
 
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
 def choose(device: torch.device) -> Config:
     """Return the configuration for a device."""
     if device.type != "cuda":
         return SMALL
-    return HOPPER if _capability(device)[0] == 9 else OTHER
+    return HOPPER if capability(device)[0] == 9 else OTHER

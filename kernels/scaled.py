@@ -22,7 +22,7 @@ STRIDE = tl.constexpr(5)
 RANK = tl.constexpr(6)
 WIDTH = tl.constexpr(7)
 GAIN = tl.constexpr(8)
-FIELDS = tl.constexpr(9)
+FIELDS = tl.constexpr(12)
 # Kinds: signs with float16 factors, with float8 factors, single entries.
 SIGN16 = tl.constexpr(1)
 SIGN8 = tl.constexpr(2)

@@ -12,16 +12,26 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .blocks import LowRankBlock, require
+from .blocks import LowRankBlock, SignBlock, require
 from .chain import Block, Chain
+from .devices import has_bit_products
 from .sparse import SparseBlock
 
-FIELDS: Final = 9
-"""Of a row; `scaled` says what they are."""
+FIELD_NAMES: Final = (
+    *("KIND", "FIRST", "U", "V", "SCALE", "STRIDE", "RANK", "WIDTH", "GAIN"),  # `scaled` says what these are
+    # For `hopper`: whether all signs are +1; where the largest of V are; the first segment of the chain with this V.
+    *("PLAIN", "V_MAX", "SHARED"),
+)
+"""Of a row."""
+FIELDS: Final = len(FIELD_NAMES)
 _SIGN16, _SIGN8, _SPARSE = 1, 2, 3
 RANKS: Final = 16
 """Most columns of the factors that one segment takes; a block of a larger rank is several segments."""
 _ALIGN: Final = 16
+V_COLUMNS: Final = 256
+"""Columns of the matrix of which the largest of V is known."""
+MAP_BYTES: Final = 128
+"""Of what describes the signs of a segment to the copy engine of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,8 @@ class Table:
         row_scale: [rows].
         col_scale: [columns], or [chains, columns].
         rows_of_table: int64 [chains, capacity, FIELDS].
-        counts: int32 [chains, 2], segments of each, and how many of them have signs.
+        counts: int32 [chains, 2], segments of each, and how many of them have signs; these are first.
+        maps: uint8 [chains, capacity, MAP_BYTES] where `hopper` is for the device, else None.
         align: what the address of every row of signs is a multiple of.
 
     Args:
@@ -119,8 +130,12 @@ class Table:
         with torch.inference_mode(False):  # an inference tensor could not be changed outside of that mode
             self.rows_of_table = torch.zeros(self.n_chains, self.capacity, FIELDS, dtype=torch.int64, device=device)
             self.counts = torch.zeros(self.n_chains, 2, dtype=torch.int32, device=device)
+            self.maps: torch.Tensor | None = None
+            if has_bit_products(device) and self.row_bytes % _ALIGN == 0:
+                self.maps = torch.zeros(self.n_chains, self.capacity, MAP_BYTES, dtype=torch.uint8, device=device)
         self._ones: torch.Tensor | None = None
         self._held: list[list[torch.Tensor]] = [[] for _ in chains]
+        self._largest: list[dict[int, tuple[torch.Tensor, list[torch.Tensor]]]] = [{} for _ in chains]
         self._chains: list[Chain | None] = [None] * len(chains)
         for number, chain in enumerate(chains):
             self.update(chain, number)
@@ -152,21 +167,40 @@ class Table:
             f"not {expected} by {self.columns} on {self.device}",
         )
         held: list[torch.Tensor] = []
-        lines = [line for block in chain.blocks for line in self._lines(block, held)]
+        lines = self._ordered([line for block in chain.blocks for line in self._lines(block, number, held)])
         require(len(lines) <= self.capacity, f"{len(lines)} segments are more than the table holds, {self.capacity}")
         count = torch.tensor([len(lines), sum(line[0] != _SPARSE for line in lines)], dtype=torch.int32)
         if lines:
             self.rows_of_table[number, : len(lines)].copy_(torch.tensor(lines, dtype=torch.int64))
+            if self.maps is not None:
+                described = b"".join(self._map(line, chain.rows) for line in lines)
+                self.maps[number, : len(lines)].copy_(
+                    torch.frombuffer(bytearray(described), dtype=torch.uint8).view(-1, MAP_BYTES)
+                )
         self.counts[number].copy_(count)
         self._held[number], self._chains[number] = held, chain
+        factors = {id(block.v) for block in chain.blocks if not isinstance(block, SparseBlock)}
+        self._largest[number] = {key: known for key, known in self._largest[number].items() if key in factors}
 
-    def _lines(self, block: Block, held: list[torch.Tensor]) -> list[list[int]]:
+    @staticmethod
+    def _ordered(lines: list[list[int]]) -> list[list[int]]:
+        """Segments with signs first, those that share V side by side, each with the place of the first of these."""
+        first: dict[int, int] = {}
+        for place, line in enumerate(lines):
+            first.setdefault(line[3], place)
+        lines = sorted(lines, key=lambda line: (line[0] == _SPARSE, first[line[3]]))
+        place_of: dict[int, int] = {}
+        return [[*line, place_of.setdefault(line[3], place)] for place, line in enumerate(lines)]
+
+    def _lines(self, block: Block, number: int, held: list[torch.Tensor]) -> list[list[int]]:
+        """The rows of the table for a block, but for the last field."""
         held.extend(block.tensors)
         if isinstance(block, SparseBlock):
             require(self.sparse, "the table was made for chains without sparse blocks")
             tensors = (block.starts, block.offsets, block.indices, block.scale, block.values)
-            return [[_SPARSE, *(t.data_ptr() for t in tensors), block.entries, block.offsets.element_size(), 0]]
+            return [[_SPARSE, *(t.data_ptr() for t in tensors), block.entries, block.offsets.element_size(), 0, 0, 0]]
         require(block.rank <= self.ranks or self.ranks == RANKS, f"the table was made for ranks up to {self.ranks}")
+        plain = isinstance(block, LowRankBlock)
         if isinstance(block, LowRankBlock):
             # Signs that are all +1: one row of them does for every row.
             signs, stride, gain = self._all_ones(), 0, 1.0
@@ -177,13 +211,37 @@ class Table:
                 held.append(signs)
         kind = _SIGN8 if block.u.dtype == torch.float8_e4m3fn else _SIGN16
         bits = struct.unpack("<i", struct.pack("<f", gain))[0]
-        lines = []
+        largest = self._largest_of(block, number) if self.maps is not None else []
+        lines: list[list[int]] = []
         for start in range(0, block.rank, self.ranks):
             u, v = (t.data_ptr() + start * t.element_size() for t in (block.u, block.v))
             scale = 0 if block.scale is None else block.scale.data_ptr() + 4 * start
             width = min(self.ranks, block.rank - start)
-            lines.append([kind, signs.data_ptr(), u, v, scale, stride, block.rank, width, bits])
+            v_max = largest[len(lines)].data_ptr() if largest else 0
+            lines.append([kind, signs.data_ptr(), u, v, scale, stride, block.rank, width, bits, int(plain), v_max])
         return lines
+
+    def _largest_of(self, block: SignBlock | LowRankBlock, number: int) -> list[torch.Tensor]:
+        """The largest absolute values of V of each V_COLUMNS columns: float32 [groups, ranks] for each segment."""
+        known = self._largest[number].get(id(block.v))
+        if known is None:
+            groups = -(-self.columns // V_COLUMNS)
+            made = []
+            for start in range(0, block.rank, self.ranks):
+                v = block.v[:, start : start + self.ranks].float().abs()
+                padded = v.new_zeros(groups * V_COLUMNS, self.ranks)
+                padded[: self.columns, : v.shape[1]] = v
+                made.append(padded.view(groups, V_COLUMNS, self.ranks).amax(1).contiguous())
+            # With V itself, so that its number is not another's while this is kept.
+            known = self._largest[number][id(block.v)] = (block.v, made)
+        return known[1]
+
+    def _map(self, line: list[int], rows: int) -> bytes:
+        if line[0] == _SPARSE:
+            return bytes(MAP_BYTES)
+        from .cuda_driver import describe_bytes
+
+        return describe_bytes(line[1], self.row_bytes, 1 if line[5] == 0 else rows)
 
     def _all_ones(self) -> torch.Tensor:
         if self._ones is None:

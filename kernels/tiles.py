@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .devices import capability
+
 jit: Final[Callable[[Callable[..., Any]], Any]] = triton.jit
 """`triton.jit` with a type, since triton has none."""
 
@@ -44,4 +46,4 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 @cache
 def float8_decoding(device: torch.device) -> int:
     """Return how a device reads float8_e4m3fn: 2 by itself (compute capability 8.9 and later), 1 by arithmetic."""
-    return 2 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) else 1
+    return 2 if device.type == "cuda" and capability(device) >= (8, 9) else 1

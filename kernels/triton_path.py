@@ -22,7 +22,12 @@ def linear(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.
     """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns]."""
     if len(x) <= FEW:
         multiply_few(x, table, bias, out)
-        return
+    else:
+        multiply_many(x, table, bias, out)
+
+
+def multiply_many(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """The same by W, rebuilt in large pieces."""
     # The GPU multiplies half precision with float32 sums; the CPU, where this runs interpreted, need not.
     dtype = x.dtype if x.device.type == "cuda" else torch.float32
     x = x.to(dtype)

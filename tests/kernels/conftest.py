@@ -25,7 +25,15 @@ NATIVE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 NEEDS_NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+HOPPER = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+        reason="no CUDA device of compute capability 9.0",
+    ),
+)
 CASES = [
+    pytest.param(("hopper", "cuda"), id="hopper", marks=HOPPER),
     pytest.param(("triton", NATIVE), id="triton", marks=NEEDS_TRITON),
     pytest.param(("numba", "cpu"), id="numba", marks=NEEDS_NUMBA),
     pytest.param(("torch", "cpu"), id="torch"),
@@ -152,17 +160,23 @@ def _bound(chain: Chain, exact: torch.Tensor, dtype: torch.dtype, x: torch.Tenso
 
 
 def _whole_numbers(chain: Chain, x: torch.Tensor) -> torch.Tensor:
-    """The most that Triton loses where it takes Z = diag(x·col_scale)·V as whole numbers: float64 [tokens, rows].
+    """The most that is lost where Z = diag(x·col_scale)·V is taken as whole numbers: float64 [tokens, rows].
 
-    Half a step of 1 / 32512 of the largest number of a column of V, in the sum of every column of the matrix. For
-    float32 a step is 2^-24 of that, and does not show beside the rounding of the sums.
+    Half a step, in the sum of every column of the matrix. Triton's step is 1 / 32512 of the largest number of a column
+    of V, and for float32 2^-24 of it, which does not show beside the rounding of the sums. On compute capability 9.0
+    it is one of 13 bits of bfloat16's and 15 of float16's largest, where the largest is that of |x·col_scale| times
+    that of V, of 256 columns at a time.
     """
     lost = torch.zeros(len(x), chain.rows, dtype=torch.float64, device=x.device)
-    step = 1 / 32512 if x.dtype != torch.float32 else 2.0**-24
+    step, group = 1 / 32512 if x.dtype != torch.float32 else 2.0**-24, 1
+    if x.is_cuda and x.dtype != torch.float32 and torch.cuda.get_device_capability(x.device) == (9, 0):
+        step, group = 1 / ((1 << (13 if x.dtype == torch.bfloat16 else 15)) - 1), 256
+    scaled = x.double().abs() * chain.col_scale.double()
     for block in chain.blocks:
         if not isinstance(block, SparseBlock):
-            v = block.v.float().double() * chain.col_scale.double()[:, None]
-            largest = (x.double().abs()[:, :, None] * v.abs()).amax(1)
+            v = block.v.float().double().abs()
+            parts = [(xs.amax(1), vs.amax(0)) for xs, vs in zip(scaled.split(group, 1), v.split(group), strict=True)]
+            largest = torch.stack([xs[:, None] * vs for xs, vs in parts]).amax(0)
             u = block.u.float().double().abs() * getattr(block, "gain", 1.0)
             lost += largest @ (u if block.scale is None else u * block.scale.double()).T
     return lost * chain.row_scale.double() * (0.5 * step * chain.columns)

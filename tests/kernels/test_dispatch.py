@@ -12,6 +12,7 @@ NEEDS_NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reas
 
 def test_available_backends_depend_on_the_device_and_the_environment(monkeypatch):
     monkeypatch.setattr(backends, "_numba_imports", lambda: True)
+    monkeypatch.setattr(backends, "has_bit_products", lambda device: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert available_backends("cpu") == ("triton", "numba", "torch", "reference")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
@@ -48,7 +49,9 @@ def test_an_unknown_backend_is_refused_with_the_names(make_chain):
         lambda: rows(chain, torch.tensor([0]), backend="cuda"),
         lambda: rows(chain, torch.tensor([], dtype=torch.int64), backend="cuda"),
     ):
-        with pytest.raises(ValueError, match="unknown backend 'cuda'; known: auto, triton, numba, torch, reference"):
+        with pytest.raises(
+            ValueError, match="unknown backend 'cuda'; known: auto, hopper, triton, numba, torch, reference"
+        ):
             call()
 
 

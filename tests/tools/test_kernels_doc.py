@@ -17,7 +17,8 @@ MACHINE = {"hardware": {"cpu": "CPU 1", "gpu": "GPU 1"}, "versions": {"torch": "
 def row(name: str, tokens: int, blocks: int, time: float | None, **more: Any) -> dict[str, Any]:
     known = {"name": name, "rows": 64, "columns": 128, "tokens": tokens, "blocks": blocks, "dtype": "bfloat16"}
     if time is not None:
-        known |= {"microseconds": time, "floor": 2.0, "floor_share": 2 / time, "error_rms": 1e-3, "error_max": 0.01}
+        # With x and y, what 4.3 TB/s take 2 µs for.
+        known |= {"microseconds": time, "nbytes": 8_600_000 - (64 + 128) * 2, "error_rms": 1e-3, "error_max": 0.01}
     return known | more
 
 
@@ -79,6 +80,13 @@ def test_every_measured_row_is_on_the_page(measured: dict[str, Any], tmp_path: P
         assert line in plain.splitlines()
     assert "4.30 TB/s" in plain
     assert "0.02 at most (sign, 64x128, tokens 1, 4 blocks, bfloat16)" in plain
+
+
+def test_the_floor_is_the_fastest_that_was_seen(measured: dict[str, Any], tmp_path: Path) -> None:
+    measured["rows"][2]["microseconds"] = 1.0
+    page = made(measured, tmp_path)
+    assert "at 8.60 TB/s" in page
+    assert "| 1.0 | 16.0 | 1.0 | 6 % |" in page
 
 
 def test_a_model_and_its_resizing_are_on_the_page(models: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""What the kernels ask of a device."""
+
+from functools import cache
+
+import torch
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA device."""
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def has_bit_products(device: torch.device) -> bool:
+    """Whether `hopper` is for a device: compute capability 9.0, and NVRTC there to compile for it."""
+    if device.type != "cuda" or capability(device) != (9, 0):
+        return False
+    from .cuda_driver import compiler
+
+    return compiler() is not None
