@@ -100,7 +100,7 @@ class Growth:
         except BstkError as error:
             self._end(error)
         except BaseException as error:
-            if threading.main_thread().is_alive():  # else the program is ending, and its thread pools are gone
+            if not _ending():
                 self._end(self._unexpected(error))
         finally:
             self._over.set()
@@ -131,3 +131,8 @@ class Growth:
         )
         failed.__cause__ = error.with_traceback(None)
         return failed
+
+
+def _ending() -> bool:
+    """Whether the program is about to end: then nobody is to hear that its thread pools take no work any more."""
+    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()

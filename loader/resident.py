@@ -72,7 +72,9 @@ class Resident:
         with self._lock:
             former, self._turn = self._turn, turn
             if former is not None:
-                former._end(ResizeError("another resize came later and took the place of this one", reason="resize-superseded"))
+                former._end(
+                    ResizeError("another resize came later and took the place of this one", reason="resize-superseded")
+                )
         return turn
 
     def move_to(self, plan: Plan, progress: Callable[[int], object] = lambda n: None) -> None:

@@ -25,7 +25,11 @@ def held_bytes(model: Any) -> int:
     for packed in packed_tensors(model):
         assert packed.row_scale is not None
         assert packed.col_scale is not None
-        tensors += [packed.row_scale, packed.col_scale, *(data for group in packed.groups for _, data in group.payloads)]
+        tensors += [
+            packed.row_scale,
+            packed.col_scale,
+            *(data for group in packed.groups for _, data in group.payloads),
+        ]
     return _bytes(tensors)
 
 

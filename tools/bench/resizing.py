@@ -232,7 +232,11 @@ def main() -> None:
             device=device,
             dtype=find_dtype(args.dtype),
         )
-    print(json.dumps({"file": Path(args.uri).name} | row | {"hardware": hardware(device), "versions": versions()}, indent=2))
+    print(
+        json.dumps(
+            {"file": Path(args.uri).name} | row | {"hardware": hardware(device), "versions": versions()}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":
