@@ -166,7 +166,7 @@ class ModelError(BstkError):
 
 
 class ResizeError(BstkError):
-    """A resize that was called off, or could not come to its end; the model is what it was, or what a later one made it."""
+    """A resize that was called off, or could not come to its end."""
 
     default_reason = "resize"
 

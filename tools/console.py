@@ -52,6 +52,11 @@ def reporter() -> Reporter:
     return Bars() if sys.stderr.isatty() else Silent()
 
 
+def note(text: str) -> None:
+    """A line on stderr about how a command went; what it is for goes to stdout."""
+    print(f"bstk: {text}", file=sys.stderr)
+
+
 def quiet_libraries() -> None:
     """Keep transformers from writing to stderr: all of it in a pipe, all but its bars on a terminal."""
     logging: Any = import_module("transformers.utils.logging")
