@@ -101,7 +101,8 @@ class Elastic:
         self.planned(budget)
         if self._growth is not None:
             self._growth.cancel()
-        self._growth = loader.Growth(self._resident, self.planned(budget), progress, watch)
+        within = self._shell.gate.refuse_within
+        self._growth = loader.Growth(self._resident, self.planned(budget), progress, watch, within)
         return self._growth
 
     def frozen(self) -> AbstractContextManager[None]:

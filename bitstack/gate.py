@@ -86,8 +86,8 @@ class Gate:
         """
         if self.within:
             raise ResizeError(
-                "a model cannot be resized from within its own forward pass, or while frozen() holds its blocks: "
-                "resize between two passes, or from another thread",
+                "within a forward pass of a model, or while frozen() holds its blocks, their thread can neither resize "
+                "it nor wait for it to grow: do so between two passes, or in another thread",
                 reason="resize-within-pass",
             )
 

@@ -9,7 +9,7 @@ from typing import Final
 from bsformat import Plan
 from bsformat.errors import BstkError, ResizeError
 
-from .resident import Resident
+from .resident import Resident, program_ends
 
 _LOG: Final = logging.getLogger(__name__)
 #: A step is made when it brings this share of what is resident, or after so many seconds.
@@ -34,6 +34,7 @@ class Growth:
         progress: called with the number of bytes that were read and checked since the last call.
         watch: called with what is resident after each step, the last one included. Both are called by that thread;
             what they raise ends the growth.
+        may_wait: raises where waiting would never end, because the growth waits for the calling thread.
     """
 
     def __init__(
@@ -42,15 +43,18 @@ class Growth:
         target: Plan,
         progress: Callable[[int], object] = lambda n: None,
         watch: Callable[[Plan], object] = lambda plan: None,
+        may_wait: Callable[[], object] = lambda: None,
     ) -> None:
         self.target, self.started = target, resident.plan
         self._resident, self._progress, self._watch = resident, progress, watch
+        self._may_wait = may_wait
         self._over = threading.Event()
         self._error: BstkError | None = None
         self._last_step = time.monotonic()
         self._turn = resident.turn()
         self._turn.ended = self._end
-        threading.Thread(target=self._run, name="bstk-growth", daemon=True).start()
+        # No daemon: those are stopped in the middle of what they do, which torch does not survive.
+        threading.Thread(target=self._run, name="bstk-growth").start()
 
     @property
     def plan(self) -> Plan:
@@ -68,15 +72,19 @@ class Growth:
         return self._error
 
     def wait(self, timeout: float | None = None) -> Plan:
-        """Wait for its end; not within a forward pass, nor while ``frozen()`` holds the blocks.
+        """Wait for its end.
 
         Returns:
             What is resident then: the target.
 
         Raises:
-            SourceError, FormatError: the stream failed. ResizeError: it was called off, or ended otherwise.
+            SourceError, FormatError: the stream failed.
+            ResizeError: it was called off, or ended otherwise; or this was called within a forward pass, or while
+                ``frozen()`` holds the blocks.
             TimeoutError: it goes on after ``timeout`` seconds.
         """
+        if not self.done:
+            self._may_wait()
         if not self._over.wait(timeout):
             now = self.plan
             raise TimeoutError(f"still growing after {timeout} s: {now.n_blocks} of {self.target.n_blocks} blocks")
@@ -95,15 +103,20 @@ class Growth:
 
     def _run(self) -> None:
         try:
-            self._turn.move_to(self.target, self._progress, step=self._due, stepped=self._watch)
+            self._turn.move_to(self.target, self._counted, step=self._due, stepped=self._watch)
             self._watch(self.plan)
         except BstkError as error:
             self._end(error)
         except BaseException as error:
-            if not _ending():
+            if not program_ends():
                 self._end(self._unexpected(error))
         finally:
             self._over.set()
+
+    def _counted(self, size: int) -> None:
+        if program_ends():
+            self._turn.call_off()
+        self._progress(size)
 
     def _due(self, staged: int, resident: int) -> bool:
         now = time.monotonic()
@@ -131,8 +144,3 @@ class Growth:
         )
         failed.__cause__ = error.with_traceback(None)
         return failed
-
-
-def _ending() -> bool:
-    """Whether the program is about to end: then nobody is to hear that its thread pools take no work any more."""
-    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()

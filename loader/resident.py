@@ -182,14 +182,17 @@ class Turn:
 
     def _commit(self, plan: Plan) -> None:
         # The sink first, then the lock: whoever waits for the sink must not keep a later turn from calling it off.
-        with self._sink.exclusive(lambda: self.live) as granted, self._resident._lock:
+        with self._sink.exclusive(self._wanted) as granted, self._resident._lock:
             self._check()
             if not granted:
-                raise ResizeError("the model could not be reached", reason="resize-failed")
+                raise ResizeError("the program is ending", reason="resize-cancelled")
             self._change.commit()
             self._resident.plan = plan
         # What was given up is freed when passes run again.
         self._change.forget()
+
+    def _wanted(self) -> bool:
+        return self.live and not program_ends()
 
     def _check(self) -> None:
         if self._called_off is not None:
@@ -202,3 +205,8 @@ class Turn:
             self._called_off = error
             self._change.forget()
             self.ended(error)
+
+
+def program_ends() -> bool:
+    """Whether the main thread is through: then nobody waits for a model to change, and thread pools take no work."""
+    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()

@@ -130,7 +130,7 @@ def test_a_pass_within_a_pass_does_not_wait() -> None:
 def test_a_change_within_a_pass_is_refused() -> None:
     gate = Gate()
     with gate.passing():
-        with pytest.raises(ResizeError, match="within its own forward pass") as caught, gate.changing():
+        with pytest.raises(ResizeError, match="within a forward pass of a model") as caught, gate.changing():
             pass
         assert caught.value.reason == "resize-within-pass"
         assert "\n" not in str(caught.value)

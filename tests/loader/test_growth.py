@@ -147,6 +147,7 @@ def test_a_model_is_used_while_it_grows(
     assert 0 <= sum(gaps) == max(gaps) < ALIGNMENT
     assert sum(read) == container.total_bytes
     ended(model)
+    assert source.held == 0, "nothing that was read is kept but in the model"
     counts = [plan.n_blocks for plan in steps]
     assert counts == sorted(set(counts))
     assert len(counts) > 5
@@ -332,7 +333,10 @@ def test_cancelling_within_frozen(start: Callable[..., Any], gate: threading.Eve
     model = start()
     with model.bitstack.frozen():
         gate.set()
-        until(lambda: model.bitstack._shell.gate._waiting == 1 or model.bitstack.growth.done)
+        until(lambda: model.bitstack._shell.gate._waiting == 1)
+        with pytest.raises(ResizeError, match="nor wait for it to grow") as caught:
+            model.bitstack.growth.wait()
+        assert caught.value.reason == "resize-within-pass"
         there = model.bitstack.growth.cancel()
         ended(model)
     assert model.bitstack.plan == there
@@ -393,15 +397,28 @@ stream.REQUEST_BYTES = 512
 stream.stream_blocks.__kwdefaults__.update(request_bytes=512, requests=1)
 model = bitstack.load(source, "100%", "cpu", progressive="40%")
 assert there.wait(60)
+def hold():
+    with model.bitstack.frozen():
+        held.set()
+        time.sleep(600)
+held = threading.Event()
+if sys.argv[2:] == ["held"]:
+    threading.Thread(target=hold, daemon=True).start()
+    assert held.wait(60)
 assert not model.bitstack.growth.done
 """
 
 
-def test_a_program_may_end_while_a_model_grows(tmp_path: Path, tiny_bytes: bytes) -> None:
+@pytest.mark.parametrize("held", [[], ["held"]], ids=["", "held"])
+def test_a_program_may_end_while_a_model_grows(tmp_path: Path, tiny_bytes: bytes, held: list[str]) -> None:
+    """Also if a thread that nobody waits for holds the blocks."""
     path = tmp_path / "tiny.bstk"
     path.write_bytes(tiny_bytes)
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", _ENDS, str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-W", "error", "-c", _ENDS, str(path), *held],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
