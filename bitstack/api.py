@@ -71,8 +71,9 @@ class Elastic:
             ResizeError: a later resize took the place of this one; or it was called within a forward pass.
         """
         self._shell.gate.refuse_within()
-        self.planned(budget)  # nonsense calls nothing off
-        turn = self._resident.turn()
+        if budget not in (None, "auto"):
+            self.planned(budget)  # nonsense calls nothing off
+        turn = self._resident.turn()  # first, because what is called off holds memory that auto may then use
         plan = self.planned(budget)
         turn.move_to(plan, progress)
         return plan
@@ -98,11 +99,8 @@ class Elastic:
         Raises:
             BudgetError: below the minimum.
         """
-        self.planned(budget)
-        if self._growth is not None:
-            self._growth.cancel()
-        within = self._shell.gate.refuse_within
-        self._growth = loader.Growth(self._resident, self.planned(budget), progress, watch, within)
+        target, within = self.planned(budget), self._shell.gate.refuse_within
+        self._growth = loader.Growth(self._resident, target, progress, watch, within)
         return self._growth
 
     def frozen(self) -> AbstractContextManager[None]:

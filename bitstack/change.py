@@ -18,12 +18,20 @@ class Change:
 
     Args:
         packed: the packed tensors of the model, by name.
-        raw: takes the blocks that are no levels of a chain. They are those that every prefix has: they go in at once,
-            because without all of them there is no model yet that a change could disturb.
+        raw: takes the blocks that are no levels of a chain, their bytes on ``device``. They are those that every
+            prefix has: they go in at once, because without all of them there is no model yet that a change could
+            disturb.
+        device: where those go.
     """
 
-    def __init__(self, packed: Mapping[str, PackedTensor], raw: Callable[[Block, bytes | memoryview], None]) -> None:
-        self._packed, self._raw = packed, raw
+    def __init__(
+        self,
+        packed: Mapping[str, PackedTensor],
+        raw: Callable[[Block, torch.Tensor], None],
+        device: torch.device,
+    ) -> None:
+        self._packed, self._raw, self._device = packed, raw, device
+        self._uploads: dict[torch.device, Uploads] = {}
         self._before: dict[str, dict[int, Levels]] = {}
         self._after: dict[str, dict[int, Levels]] = {}
 
@@ -31,9 +39,9 @@ class Change:
         """Prepare the next level of a chain; the payload is copied to where the chain is, not kept."""
         tensor = self._packed.get(block.tensor.name)
         if tensor is None:
-            self._raw(block, payload)
+            self._raw(block, self._upload(payload, self._device))
             return
-        data = upload(payload, tensor.device)
+        data = self._upload(payload, tensor.device)
         group, after = self._at(block)
         after[group] = after[group].pushed(block.form, data)
 
@@ -41,6 +49,16 @@ class Change:
         """Prepare to give up the last level of a chain."""
         group, after = self._at(block)
         after[group] = after[group].popped()
+
+    def _upload(self, payload: bytes | memoryview, device: torch.device) -> torch.Tensor:
+        if device not in self._uploads:
+            self._uploads[device] = uploads_to(device)
+        return self._uploads[device](payload)
+
+    def settle(self) -> None:
+        """Wait until all that was put is where it belongs. To be called by the thread that put it, before `commit`."""
+        while self._uploads:
+            self._uploads.popitem()[1].finish()
 
     def _at(self, block: Block) -> tuple[int, dict[int, Levels]]:
         name, group = block.tensor.name, block.first_row // block.tensor.group_rows
@@ -80,6 +98,24 @@ class Change:
         self._before, self._after = {}, {}
 
 
-def upload(payload: bytes | memoryview, device: torch.device) -> torch.Tensor:
-    """A copy of bytes on a device: uint8, flat. It is complete when this returns, and nothing stays in host memory."""
-    return torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(device)
+class Uploads:
+    """Copies payloads to a device. For one thread.
+
+    Args:
+        device: where they go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, payload: bytes | memoryview) -> torch.Tensor:
+        """A copy of a payload on the device: uint8, flat, in memory of its own, none of it in host memory any more."""
+        return torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
+
+    def finish(self) -> None:
+        """Wait until all copies have ended; here each has when it is returned."""
+
+
+def uploads_to(device: torch.device) -> Uploads:
+    """What copies payloads to a device; call it with each, and ``finish`` at the end."""
+    return Uploads(device)

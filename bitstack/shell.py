@@ -19,7 +19,7 @@ from bitstack import kernels
 from bsformat import Block, Container, Tensor
 from bsformat.errors import BstkError, ModelError
 
-from .change import Change, upload
+from .change import Change
 from .gate import Gate, gate_passes
 from .layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from .packed import PackedTensor
@@ -108,7 +108,7 @@ class Shell:
 
     def change(self) -> Change:
         """An empty change of the blocks that are in the model."""
-        return Change(self._packed, self._put_raw)
+        return Change(self._packed, self._put_raw, self.device)
 
     @contextmanager
     def exclusive(self, wanted: Callable[[], bool]) -> Iterator[bool]:
@@ -132,8 +132,7 @@ class Shell:
         if any(packed.device.type == "cuda" for packed in self._packed.values()):
             torch.cuda.empty_cache()
 
-    def _put_raw(self, block: Block, payload: bytes | memoryview) -> None:
-        data = upload(payload, self.device)
+    def _put_raw(self, block: Block, data: torch.Tensor) -> None:
         value = data.view(TORCH_DTYPES[block.tensor.dtype]).view(block.tensor.shape)
         if block.tensor.name in self._scale_of:
             for packed, which in self._scale_of[block.tensor.name]:

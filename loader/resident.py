@@ -23,6 +23,10 @@ class Change(Protocol):
         """Give up the last resident block of a chain."""
         ...
 
+    def settle(self) -> None:
+        """Wait until all that was taken is where it belongs; called by the thread that gave it, before `commit`."""
+        ...
+
     def commit(self) -> None:
         """Make it so, all of it or, with an error, nothing; called within `BlockSink.exclusive`."""
         ...
@@ -140,13 +144,16 @@ class Turn:
                 self._grow(plan, progress, step, stepped)
                 grown = True
         finally:
-            with self._resident._lock:
-                self._change.forget()
-                if self._resident._turn is self:
-                    self._resident._turn = None
-            if not grown:
-                self._sink.release()
-            release_pages()
+            try:
+                self._change.settle()
+            finally:
+                with self._resident._lock:
+                    self._change.forget()
+                    if self._resident._turn is self:
+                        self._resident._turn = None
+                if not grown:
+                    self._sink.release()
+                release_pages()
 
     def _shrink(self, plan: Plan, progress: Callable[[int], object]) -> None:
         resident = self._resident
@@ -181,6 +188,7 @@ class Turn:
         self._commit(plan)
 
     def _commit(self, plan: Plan) -> None:
+        self._change.settle()
         # The sink first, then the lock: whoever waits for the sink must not keep a later turn from calling it off.
         with self._sink.exclusive(self._wanted) as granted, self._resident._lock:
             self._check()

@@ -52,11 +52,6 @@ def reporter() -> Reporter:
     return Bars() if sys.stderr.isatty() else Silent()
 
 
-def note(text: str) -> None:
-    """A line on stderr about how a command went; what it is for goes to stdout."""
-    print(f"bstk: {text}", file=sys.stderr)
-
-
 def quiet_libraries() -> None:
     """Keep transformers from writing to stderr: all of it in a pipe, all but its bars on a terminal."""
     logging: Any = import_module("transformers.utils.logging")
@@ -67,6 +62,11 @@ def quiet_libraries() -> None:
         # The bar of this module heeds none of the switches.
         if hasattr(gguf, "tqdm"):
             gguf.tqdm = partial(gguf.tqdm, disable=True)
+
+
+def say(line: object) -> None:
+    """A line on stderr that is neither a result nor an error."""
+    print(line, file=sys.stderr)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import bsformat
 from bsformat import BstkError, Container
 from bsformat.errors import BudgetError, ModelError
 
-from .console import exact_size, note, print_json, quiet_libraries, reporter
+from .console import exact_size, print_json, quiet_libraries, reporter, say
 from .options import source_options
 
 
@@ -75,8 +75,8 @@ def ended_growth(elastic: Any) -> dict[str, Any]:
     growth = elastic.growth
     now, widening = growth.cancel(), elastic.widening
     began, target = growth.started, growth.target
-    note(
-        f"began with {exact_size(began.resident_bytes + widening)}, {began.n_blocks} blocks; "
+    say(
+        f"bstk: began with {exact_size(began.resident_bytes + widening)}, {began.n_blocks} blocks; "
         f"ended with {exact_size(now.resident_bytes + widening)}, {now.n_blocks} of {target.n_blocks} blocks"
     )
     failed = growth.error is not None and growth.error.reason != "resize-cancelled"

@@ -19,6 +19,7 @@ import torch
 import bitstack
 import bsformat
 from bitstack import change
+from bitstack.change import Uploads
 from bitstack.loader import Growth, growth, stream_blocks, useful_plan
 from bsformat import Curve, Plan
 from bsformat.errors import BudgetError, IntegrityError, ResizeError, SourceError
@@ -265,16 +266,17 @@ def test_other_failures_are_one_line_too(
     caplog: pytest.LogCaptureFixture,
     error: BaseException,
 ) -> None:
-    taken, whole = 0, change.upload
+    taken = 0
 
-    def upload(payload: bytes | memoryview, device: torch.device) -> torch.Tensor:
-        nonlocal taken
-        taken += 1
-        if taken == 45:
-            raise error
-        return whole(payload, device)
+    class Failing(Uploads):
+        def __call__(self, payload: bytes | memoryview) -> torch.Tensor:
+            nonlocal taken
+            taken += 1
+            if taken == 85:
+                raise error
+            return super().__call__(payload)
 
-    monkeypatch.setattr(change, "upload", upload)
+    monkeypatch.setattr(change, "uploads_to", Failing)
     model = start()
     with pytest.raises(ResizeError, match="growing ended before its target: ") as caught:
         model.bitstack.growth.wait(SOON)

@@ -12,6 +12,7 @@ import torch
 
 import bsformat
 from bitstack import change
+from bitstack.change import Uploads
 from bitstack.kernels import Table
 from bitstack.loader import stream_blocks
 from bitstack.packed import PackedTensor
@@ -217,16 +218,16 @@ def test_memory_that_runs_out_half_way_changes_nothing(
     before, data, storages = logits(model), payloads(model), all_storages()
     taken = 0
 
-    def upload(payload: bytes | memoryview, device: torch.device) -> torch.Tensor:
-        nonlocal taken
-        taken += 1
-        if taken > after:
-            raise MemoryError
-        return change_upload(payload, device)
+    class Full(Uploads):
+        def __call__(self, payload: bytes | memoryview) -> torch.Tensor:
+            nonlocal taken
+            taken += 1
+            if taken > after:
+                raise MemoryError
+            return super().__call__(payload)
 
-    change_upload = change.upload
     with monkeypatch.context() as patched:
-        patched.setattr(change, "upload", upload)
+        patched.setattr(change, "uploads_to", Full)
         with pytest.raises(MemoryError):
             model.bitstack.resize("100%")
     assert taken == after + 1

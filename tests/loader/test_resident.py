@@ -49,6 +49,7 @@ class _Change:
         self.sink = sink
         self.pending: list[tuple[str, int]] = []
         self.payloads: list[bytes] = []
+        self.settled = 0
 
     def put(self, block: Block, payload: bytes | memoryview) -> None:
         if len(self.sink.held) + len(self.pending) == self.sink.limit:
@@ -62,7 +63,11 @@ class _Change:
     def drop(self, block: Block) -> None:
         self.pending.append(("drop", block.number))
 
+    def settle(self) -> None:
+        self.settled = len(self.payloads)
+
     def commit(self) -> None:
+        assert self.settled == len(self.payloads), "what is not there yet must not be used"
         for name, number in self.pending:
             self.sink.calls.append((name, number))
             if name == "put":
