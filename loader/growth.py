@@ -9,7 +9,7 @@ from typing import Final
 from bsformat import Plan
 from bsformat.errors import BstkError, ResizeError
 
-from .resident import Resident, program_ends
+from .resident import Resident
 
 _LOG: Final = logging.getLogger(__name__)
 #: A step is made when it brings this share of what is resident, or after so many seconds.
@@ -22,7 +22,7 @@ class Growth:
 
     Every step makes some more blocks part of the model, all of them in one moment between two forward passes. If the
     stream fails, the model stays at what it has and can be used and resized as ever; the error is kept here, and
-    logged. A later resize or growth takes its place, as does the end of the program.
+    logged. A later resize or growth takes its place; the end of the main thread ends it too.
 
     Attributes:
         target: what it grows to.
@@ -52,7 +52,7 @@ class Growth:
         self._error: BstkError | None = None
         self._last_step = time.monotonic()
         self._turn = resident.turn()
-        self._turn.ended = self._end
+        self._turn.ended, self._turn.needless = self._end, program_ends
         # No daemon: those are stopped in the middle of what they do, which torch does not survive.
         threading.Thread(target=self._run, name="bstk-growth").start()
 
@@ -103,7 +103,7 @@ class Growth:
 
     def _run(self) -> None:
         try:
-            self._turn.move_to(self.target, self._counted, step=self._due, stepped=self._watch)
+            self._turn.move_to(self.target, self._progress, step=self._due, stepped=self._watch)
             self._watch(self.plan)
         except BstkError as error:
             self._end(error)
@@ -112,11 +112,6 @@ class Growth:
                 self._end(self._unexpected(error))
         finally:
             self._over.set()
-
-    def _counted(self, size: int) -> None:
-        if program_ends():
-            self._turn.call_off()
-        self._progress(size)
 
     def _due(self, staged: int, resident: int) -> bool:
         now = time.monotonic()
@@ -144,3 +139,8 @@ class Growth:
         )
         failed.__cause__ = error.with_traceback(None)
         return failed
+
+
+def program_ends() -> bool:
+    """Whether the main thread is through, so that the program waits for its other threads only."""
+    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()

@@ -91,6 +91,7 @@ class Turn:
 
     Attributes:
         ended: called with the error when it is called off, by whoever does that.
+        needless: asked while something is waited for: whether nobody will see the result.
     """
 
     def __init__(self, resident: Resident) -> None:
@@ -99,6 +100,7 @@ class Turn:
         self._change = resident._sink.change()
         self._called_off: ResizeError | None = None
         self.ended: Callable[[ResizeError], object] = lambda error: None
+        self.needless: Callable[[], bool] = lambda: False
 
     @property
     def live(self) -> bool:
@@ -173,7 +175,8 @@ class Turn:
         stepped: Callable[[Plan], object],
     ) -> None:
         resident, staged = self._resident, 0
-        for block, payload in stream_blocks(resident.container, resident.plan.n_blocks, plan.n_blocks):
+        start, stop = resident.plan.n_blocks, plan.n_blocks
+        for block, payload in stream_blocks(resident.container, start, stop, watch=self._look):
             with resident._lock:
                 self._check()
                 self._change.put(block, payload)
@@ -193,14 +196,23 @@ class Turn:
         with self._sink.exclusive(self._wanted) as granted, self._resident._lock:
             self._check()
             if not granted:
-                raise ResizeError("the program is ending", reason="resize-cancelled")
+                raise self._given_up()
             self._change.commit()
             self._resident.plan = plan
         # What was given up is freed when passes run again.
         self._change.forget()
 
     def _wanted(self) -> bool:
-        return self.live and not program_ends()
+        return self.live and not self.needless()
+
+    def _look(self, reading: object) -> None:
+        """While the network is waited for."""
+        if not self._wanted():
+            self._check()
+            raise self._given_up()
+
+    def _given_up(self) -> ResizeError:
+        return ResizeError("the program ends", where=self._resident.container.uri, reason="resize-cancelled")
 
     def _check(self) -> None:
         if self._called_off is not None:
@@ -213,8 +225,3 @@ class Turn:
             self._called_off = error
             self._change.forget()
             self.ended(error)
-
-
-def program_ends() -> bool:
-    """Whether the main thread is through: then nobody waits for a model to change, and thread pools take no work."""
-    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()

@@ -12,7 +12,6 @@ import torch
 
 import bsformat
 from bitstack import change
-from bitstack.change import Uploads
 from bitstack.kernels import Table
 from bitstack.loader import stream_blocks
 from bitstack.packed import PackedTensor
@@ -23,6 +22,8 @@ from tests.loader.tiny import WatchedSource, fails_beyond, fetched, write_tiny
 
 IDS = torch.tensor([[3, 41, 99, 0, 57, 40, 39, 80, 79, 12]])
 SOON = 60.0
+#: What copies payloads to the CPU.
+Uploads: Any = type(change.uploads_to(torch.device("cpu")))
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -224,7 +225,8 @@ def test_memory_that_runs_out_half_way_changes_nothing(
             taken += 1
             if taken > after:
                 raise MemoryError
-            return super().__call__(payload)
+            copied: torch.Tensor = super().__call__(payload)
+            return copied
 
     with monkeypatch.context() as patched:
         patched.setattr(change, "uploads_to", Full)
