@@ -137,18 +137,20 @@ def test_work_that_is_enqueued_reads_the_blocks_of_before(at: Callable[[int], An
 
 
 def test_a_captured_graph_survives(at: Callable[[int], Any]) -> None:
-    fresh = {count: logits(at(count), 1) for count in COUNTS}
-    model = at(60)
-    ids = torch.ones(1, 1, dtype=torch.int64, device="cuda")
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    """Of one layer: a whole model of transformers may ask the device in between, which no capture allows."""
+    x = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)).cuda()
+    layer = "model.layers.1.mlp"
     with torch.inference_mode():
+        fresh = {count: at(count).get_submodule(layer)(x) for count in COUNTS}
+        model = at(60)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                model(input_ids=ids, use_cache=False)
+                model.get_submodule(layer)(x)
         torch.cuda.current_stream().wait_stream(stream)
         with model.bitstack.frozen(), torch.cuda.graph(graph):
-            out = model(input_ids=ids, use_cache=False).logits
+            out = model.get_submodule(layer)(x)
         for count in (104, 45, 90, 60):
             resize(model, count)
             with model.bitstack.frozen():
