@@ -1,4 +1,4 @@
-"""Random resizes under generation: the short run, and that the checks find what they are for."""
+"""Random resizes under generation, and progressive loads: short runs, and that the checks find what they are for."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import torch
 
 import bsformat
 from bitstack.gate import Gate
-from bitstack.tools.bench import resizing
+from bitstack.tools.bench import progressive, resizing
 from tests.loader.tiny import write_tiny
 
 
@@ -52,6 +52,22 @@ def test_bytes_that_stay_are_found(file: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resizing, "allocated", lambda device: next(sizes))
     with bsformat.open(file) as container, pytest.raises(resizing.Wrong, match="1001 bytes are allocated, 1000 were"):
         resizing.measure(container, resizes=2, plans=2)
+
+
+def test_a_progressive_load_is_measured_beside_a_whole_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--rate", "1MB", "--delay", "0.01", "--tokens", "3", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["progressive", str(file), *options])
+    progressive.main()
+    out = json.loads(capsys.readouterr().out)
+    whole, stepwise = out["whole"], out["progressive"]
+    assert whole["tokens"] == 3
+    assert whole["tokens_before_whole_budget"] == 0
+    assert stepwise["began_with_bytes"] < whole["began_with_bytes"] == whole["resident_bytes"]
+    assert stepwise["resident_bytes"] == whole["resident_bytes"]
+    assert stepwise["tokens"] >= stepwise["tokens_before_whole_budget"] + 2
+    assert out["link"] == {"bytes_per_second": 1_000_000, "delay": 0.01}
 
 
 def test_storages_are_counted_once() -> None:
