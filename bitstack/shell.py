@@ -116,8 +116,10 @@ class Shell:
 
         Gives False, and is not so, once the change is not ``wanted`` any more.
         """
+        devices = {p.device for p in self._packed.values() if p.device.type == "cuda"}
+        for device in devices:  # most of what was enqueued is waited for while passes go on
+            torch.cuda.synchronize(device)
         with self.gate.changing(wanted) as granted:
-            devices = {p.device for p in self._packed.values() if p.device.type == "cuda"} if granted else set()
             # What was enqueued reads the tables, and blocks that are about to be freed, on streams that nobody knows.
             for device in devices:
                 torch.cuda.synchronize(device)

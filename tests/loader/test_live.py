@@ -173,6 +173,42 @@ def test_a_resize_within_a_pass_is_refused_and_the_pass_goes_on(load: Load, sour
     assert model.bitstack.resize("100%").n_blocks > 80
 
 
+def test_on_a_gpu_streams_are_waited_for_around_the_swap(
+    load: Load, container: bsformat.Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is one of the CPU, which says that it is not: what is done, and in which order."""
+    model = load(80)
+    gate, done, place = model.bitstack._shell.gate, list[tuple[str, bool]](), torch.device("cuda", 0)
+
+    def note(what: str) -> None:
+        done.append((what, gate._changer is not None))
+
+    def synchronize(device: torch.device) -> None:
+        assert device == place
+        note("synchronize")
+
+    def put(self: PackedTensor, groups: Any) -> None:
+        if not done or done[-1][0] != "put":
+            note("put")
+        whole(self, groups)
+
+    whole = PackedTensor.put
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "synchronize", synchronize)
+        patched.setattr(torch.cuda, "empty_cache", lambda: note("empty cache"))
+        patched.setattr(PackedTensor, "device", property(lambda self: place))
+        patched.setattr(PackedTensor, "put", put)
+        model.bitstack.resize(budget(container, model, 50))
+    assert done == [
+        ("synchronize", False),
+        ("synchronize", True),  # what was enqueued may read what is about to change
+        ("put", True),
+        ("synchronize", True),  # what is enqueued from now on may read what was changed
+        ("empty cache", False),
+    ]
+    assert torch.equal(logits(model), logits(load(50)))
+
+
 # --- all or nothing --------------------------------------------------------------------------------------------------
 
 

@@ -424,6 +424,18 @@ def test_reads_a_stream_where_that_is_allowed(bstk: Bstk, scripted: Scripted, ti
         assert (ended.code, ended.err) == (0, "")
     # Each command finds out that ranges are ignored, and then reads once.
     assert len(scripted.requests) == 6
+    growing = (
+        "generate",
+        scripted.url(),
+        "--allow-stream",
+        "--prompt",
+        "the sea",
+        "--max-new-tokens",
+        2,
+        "--progressive",
+    )
+    assert bstk(*growing).code == 0
+    assert len(scripted.requests) == 8
 
 
 def test_the_network_s_settings_are_flags(bstk: Bstk, scripted: Scripted) -> None:
