@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ class Elastic:
         self.container = container
         self._shell = shell
         self._resident = loader.Resident(container, shell)
+        self._growth: loader.Growth | None = None
 
     @property
     def plan(self) -> Plan:
@@ -43,12 +45,22 @@ class Elastic:
         """Bytes that raw tensors take in this model's type beyond those in the file; negative if fewer."""
         return self._shell.widening
 
+    @property
+    def growth(self) -> loader.Growth | None:
+        """The last growth in the background, under way or ended; None if there was none."""
+        return self._growth
+
     def resize(self, budget: int | str | None, progress: Callable[[int], object] = lambda n: None) -> Plan:
-        """Grow or shrink to another budget. Growing reads only the new bytes, shrinking frees the last blocks.
+        """Grow or shrink to another budget, while other threads generate or not.
+
+        Growing reads only the new bytes, shrinking frees the last blocks. Either happens in one moment between two
+        forward passes: a pass sees the blocks of before or those of after. If growing fails, nothing has changed. A
+        resize that comes while another is under way takes its place, growth in the background included.
 
         Args:
             budget: bytes, a size, a percentage of all blocks, or ``auto``; counts every resident byte of the weights.
-            progress: called with the number of bytes added or dropped since the last call.
+            progress: called with the number of bytes added or dropped since the last call; what it raises ends the
+                resize, as any failure does.
 
         Returns:
             The plan that is resident now.
@@ -56,17 +68,75 @@ class Elastic:
         Raises:
             BudgetError: below the minimum.
             SourceError, FormatError: bytes could not be read; what was resident still is.
+            ResizeError: a later resize took the place of this one; or it was called within a forward pass.
+        """
+        self._shell.gate.refuse_within()
+        if budget not in (None, "auto"):
+            self.planned(budget)  # nonsense calls nothing off
+        turn = self._resident.turn()  # first, because what is called off holds memory that auto may then use
+        plan = self.planned(budget)
+        turn.move_to(plan, progress)
+        return plan
+
+    def grow(
+        self,
+        budget: int | str | None,
+        progress: Callable[[int], object] = lambda n: None,
+        watch: Callable[[Plan], object] = lambda plan: None,
+    ) -> loader.Growth:
+        """Grow in the background, step by step; the model is used meanwhile, and better after every step.
+
+        No pass waits for more than the moment of a step: bytes are read, checked and copied to the device beside it.
+
+        Args:
+            budget: as for `resize`.
+            progress: called with the number of bytes that were read and checked since the last call.
+            watch: called with the plan that is resident after each step. Both are called by another thread.
+
+        Returns:
+            The growth: wait for it, cancel it, ask what became of it.
+
+        Raises:
+            BudgetError: below the minimum.
+        """
+        target, within = self.planned(budget), self._shell.gate.refuse_within
+        self._growth = loader.Growth(self._resident, target, progress, watch, within)
+        return self._growth
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Within it the blocks stay what they are, over several forward passes of the calling thread.
+
+        Resizes of other threads wait for its end; a resize within it is refused. A replay of a captured CUDA graph is
+        no call of the model: while others resize, replay within this.
+        """
+        return self._shell.gate.passing()
+
+    def planned(self, budget: int | str | None) -> Plan:
+        """The prefix that `resize` would go to now.
+
+        Raises:
+            BudgetError: it is no budget, or below the minimum.
         """
         wanted = loader.resolve_budget(budget, self.container, self._shell.device)
         automatic = budget in (None, "auto")
         if (isinstance(budget, str) and budget.strip().endswith("%")) or (
             automatic and wanted >= self.container.total_bytes
         ):
-            plan = self.container.planner.plan(wanted)  # a share of the blocks, whatever type they are computed in
-        else:
-            plan = self.plan_for(wanted + (self.resident_bytes if automatic else 0))
+            return self.container.planner.plan(wanted)  # a share of the blocks, whatever type they are computed in
+        return self.plan_for(wanted + (self.resident_bytes if automatic else 0))
+
+    def _start(
+        self, budget: int | str | None, progressive: bool | int | str, progress: Callable[[int], object]
+    ) -> Plan:
+        """Make the model usable, for `load`: with the whole of ``budget``, or with what growing begins with."""
+        plan = self.planned(budget)
+        if progressive is True:
+            plan = loader.useful_plan(self.container, plan)
+        elif progressive is not False:
+            first = self.planned(progressive)
+            plan = first if first.n_blocks < plan.n_blocks else plan
         self._resident.move_to(plan, progress)
-        return self.plan
+        return plan
 
     def plan_for(self, budget: int) -> Plan:
         """The prefix for ``budget`` bytes, with raw tensors in the type that this model computes in.
@@ -90,7 +160,9 @@ class Elastic:
         return load_tokenizer(self.container)
 
     def close(self) -> None:
-        """Close the file; the model stays as it is, and can shrink but not grow."""
+        """Close the file; the model stays as it is, and can shrink but not grow. Ends growth in the background."""
+        if self._growth is not None:
+            self._growth.cancel()
         self.container.close()
 
 
@@ -108,7 +180,9 @@ def load(
     root: str | None = None,
     network: bsformat.Network | None = None,
     cache: bsformat.BlockCache | bool = True,
+    progressive: bool | int | str = False,
     progress: Callable[[int], object] = lambda n: None,
+    watch: Callable[[Plan], object] = lambda plan: None,
     **storage_options: Any,
 ) -> Any:
     """A transformers model with as many blocks as fit a budget; ``model.bitstack`` resizes it.
@@ -125,7 +199,12 @@ def load(
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
-        progress: called with the number of resident bytes added since the last call.
+        progressive: return as soon as the smallest useful prefix is in (`bitstack.loader.useful_plan`), or the prefix
+            of another budget if it is one, and grow to ``budget`` in the background; see `Elastic.grow`, and
+            ``model.bitstack.growth`` for what becomes of it.
+        progress: called with the number of resident bytes added since the last call; also while growing in the
+            background, by another thread.
+        watch: called with the plan that is resident after each step of growing in the background, by that thread.
         storage_options: given to the fsspec file system.
 
     Raises:
@@ -141,7 +220,7 @@ def load(
     try:
         shell = Shell(container, device=place, dtype=kind)
         elastic = Elastic(container, shell)
-        elastic.resize(budget, progress)
+        elastic._start(budget, progressive, progress)
         shell.check_complete()
     except BaseException:
         if container is not uri:
@@ -150,6 +229,8 @@ def load(
     # Harnesses such as lm-eval call it on any model; what is tied here shares its blocks already, and has no weight.
     shell.model.tie_weights = _tied_already
     shell.model.bitstack = elastic
+    if progressive is not False:
+        elastic.grow(budget, progress, watch)
     return shell.model
 
 

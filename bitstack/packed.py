@@ -1,7 +1,7 @@
 """A packed tensor in memory: its scales, and the blocks that are resident just now."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,28 @@ from bitstack import kernels
 from bsformat import Form, Tensor
 
 Move = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """The resident levels of one chain. It never changes: growing and shrinking make another.
+
+    Attributes:
+        chain: what the kernels compute on, over the bytes of the payloads.
+        payloads: uint8, flat, with their forms, in the order of the levels.
+    """
+
+    chain: kernels.Chain
+    payloads: tuple[tuple[Form, torch.Tensor], ...] = ()
+
+    def pushed(self, form: Form, payload: torch.Tensor) -> "Levels":
+        """With one level more: uint8, flat, on the device of the chain. It is kept, not copied."""
+        chain = self.chain.add(form.kind, payload, form.rank, form.factors)
+        return Levels(chain, (*self.payloads, (form, payload)))
+
+    def popped(self) -> "Levels":
+        """Without the last level."""
+        return Levels(replace(self.chain, blocks=self.chain.blocks[:-1]), self.payloads[:-1])
 
 
 class PackedTensor:
@@ -28,19 +50,23 @@ class PackedTensor:
         self._table: kernels.Table | None = None
         self.row_scale: torch.Tensor | None = None
         self.col_scale: torch.Tensor | None = None
-        self._payloads: list[list[tuple[Form, torch.Tensor]]] = [[] for _ in range(tensor.n_chains)]
-        self._chains: list[kernels.Chain] = []
+        self._groups: tuple[Levels, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is resident for this tensor, scales included."""
         scales = sum(s.nbytes for s in (self.row_scale, self.col_scale) if s is not None)
-        return scales + sum(data.nbytes for group in self._payloads for _, data in group)
+        return scales + sum(data.nbytes for group in self._groups for _, data in group.payloads)
+
+    @property
+    def groups(self) -> tuple[Levels, ...]:
+        """The levels of every chain as they are now; none before the scales are set."""
+        return self._groups
 
     @property
     def chains(self) -> list[kernels.Chain]:
         """The chains as they are now; none before the scales are set."""
-        return list(self._chains)
+        return [group.chain for group in self._groups]
 
     @property
     def device(self) -> torch.device:
@@ -49,54 +75,60 @@ class PackedTensor:
 
     def levels(self, group: int) -> int:
         """How many levels of a chain are resident."""
-        return len(self._payloads[group])
+        return len(self._groups[group].payloads) if self._groups else 0
 
     def set_scales(self, row_scale: torch.Tensor | None = None, col_scale: torch.Tensor | None = None) -> None:
         """Give it its scales: [rows], and [columns] or [chains, columns]."""
         self.row_scale = self.row_scale if row_scale is None else row_scale
         self.col_scale = self.col_scale if col_scale is None else col_scale
         if self.row_scale is not None and self.col_scale is not None:
-            self._chains = [self._chain(group) for group in range(self.tensor.n_chains)]
+            former = [group.payloads for group in self._groups] or [()] * self.tensor.n_chains
+            self._groups = tuple(self._over(number, payloads) for number, payloads in enumerate(former))
             self._table = None
 
     def push(self, group: int, form: Form, payload: torch.Tensor) -> None:
         """Add the next level of a chain: uint8, flat, on the device of the scales. It is kept, not copied."""
-        if not self._chains:
-            raise RuntimeError(f"{self.tensor.name} has no scales yet")
-        self._payloads[group].append((form, payload))
-        self._set(group, self._chains[group].add(form.kind, payload, form.rank, form.factors))
+        self.put({group: self._there(group).pushed(form, payload)})
 
     def pop(self, group: int) -> None:
         """Drop the last level of a chain; its memory is freed when no computation uses it any more."""
-        chain = self._chains[group]
-        self._set(group, replace(chain, blocks=chain.blocks[:-1]))
-        self._payloads[group].pop()
+        self.put({group: self._there(group).popped()})
 
-    def _set(self, group: int, chain: kernels.Chain) -> None:
-        self._chains[group] = chain
+    def put(self, groups: Mapping[int, Levels]) -> None:
+        """Put other states of chains in the place of what was there.
+
+        Nothing may compute with this tensor meanwhile: a table on a GPU is written in its place.
+        """
         if self._table is not None and self._room is not None:
-            self._table.update(chain, group)
+            for number, levels in groups.items():
+                self._table.update(levels.chain, number)
         else:
             self._table = None
+        self._groups = tuple(groups.get(number, levels) for number, levels in enumerate(self._groups))
+
+    def _there(self, group: int) -> Levels:
+        if not self._groups:
+            raise RuntimeError(f"{self.tensor.name} has no scales yet")
+        return self._groups[group]
 
     def _matrix(self, group: int | None) -> kernels.Chain | kernels.Table:
         """What the kernels compute on: one chain, or the table of all of them."""
-        if group is not None or (self.device.type != "cuda" and len(self._chains) == 1):
-            return self._chains[group or 0]
+        if group is not None or (self.device.type != "cuda" and len(self._groups) == 1):
+            return self._groups[group or 0].chain
         if self._table is None:
-            self._table = kernels.Table(self._chains, self._room, row_scale=self.row_scale, col_scale=self.col_scale)
+            self._table = kernels.Table(self.chains, self._room, row_scale=self.row_scale, col_scale=self.col_scale)
         return self._table
 
-    def _chain(self, group: int) -> kernels.Chain:
+    def _over(self, group: int, payloads: tuple[tuple[Form, torch.Tensor], ...]) -> Levels:
         if self.row_scale is None or self.col_scale is None:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
         start = group * self.tensor.group_rows
         rows = min(self.tensor.group_rows, self.tensor.rows - start)
         col_scale = self.col_scale if self.col_scale.ndim == 1 else self.col_scale[group]
-        chain = kernels.Chain(rows, self.tensor.columns, self.row_scale[start : start + rows], col_scale)
-        for form, data in self._payloads[group]:
-            chain = chain.add(form.kind, data, form.rank, form.factors)
-        return chain
+        levels = Levels(kernels.Chain(rows, self.tensor.columns, self.row_scale[start : start + rows], col_scale))
+        for form, data in payloads:
+            levels = levels.pushed(form, data)
+        return levels
 
     def apply(self, move: Move) -> None:
         """Move everything to another device, as `torch.nn.Module.to` asks; element types stay as they are."""
@@ -107,8 +139,9 @@ class PackedTensor:
 
         if self.row_scale is None or self.col_scale is None:
             return
-        self._payloads = [[(form, move(data)) for form, data in group] for group in self._payloads]
-        self.set_scales(moved(self.row_scale), moved(self.col_scale))
+        payloads = [tuple((form, move(data)) for form, data in group.payloads) for group in self._groups]
+        self.row_scale, self.col_scale, self._table = moved(self.row_scale), moved(self.col_scale), None
+        self._groups = tuple(self._over(number, group) for number, group in enumerate(payloads))
 
     def linear(self, x: torch.Tensor, group: int | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x·Wᵀ + bias: [..., columns] -> [..., rows], in x's type; or those rows that one chain has."""

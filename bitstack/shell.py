@@ -1,4 +1,4 @@
-"""A transformers model without its weights, and how blocks become part of it.
+"""A transformers model without its weights, which takes blocks, and gives them up, while it runs.
 
 Parameters are created on the meta device, so that the dense weights never exist; buffers that a module computes for
 itself (rotary frequencies, say) are real.
@@ -6,7 +6,7 @@ itself (rotary frequencies, say) are real.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any, Final
@@ -19,6 +19,8 @@ from bitstack import kernels
 from bsformat import Block, Container, Tensor
 from bsformat.errors import BstkError, ModelError
 
+from .change import Change
+from .gate import Gate, gate_passes
 from .layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from .packed import PackedTensor
 from .probe import use_eager_experts
@@ -71,6 +73,7 @@ class Shell:
     Attributes:
         model: the transformers model. It runs once the required blocks are in.
         device, dtype: where its weights go, and the floating type it computes in.
+        gate: what every forward pass of the model goes through, and every change of its blocks.
     """
 
     def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -84,6 +87,8 @@ class Shell:
                 self._install(tensor)
         for _, buffer, owner, name in _named_buffers(self.model):
             owner._buffers[name] = buffer.to(device)
+        self.gate = Gate()
+        gate_passes(self.model, self.gate)
 
     @property
     def widening(self) -> int:
@@ -101,22 +106,41 @@ class Shell:
         own: dict[int, int] = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
         return sum(own.values()) + sum(p.nbytes for p in self._packed.values())
 
-    def put(self, block: Block, payload: bytes | memoryview) -> None:
-        """Make a block part of the model."""
-        data = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
-        if block.tensor.packed:
-            self._packed[block.tensor.name].push(block.first_row // block.tensor.group_rows, block.form, data)
-            return
+    def change(self) -> Change:
+        """An empty change of the blocks that are in the model."""
+        return Change(self._packed, self._put_raw, self.device)
+
+    @contextmanager
+    def exclusive(self, wanted: Callable[[], bool]) -> Iterator[bool]:
+        """Within it no pass runs, and on a GPU nothing that earlier ones have begun: then blocks may change.
+
+        Gives False, and is not so, once the change is not ``wanted`` any more.
+        """
+        devices = {p.device for p in self._packed.values() if p.device.type == "cuda"}
+        for device in devices:  # most of what was enqueued is waited for while passes go on
+            torch.cuda.synchronize(device)
+        with self.gate.changing(wanted) as granted:
+            # What was enqueued reads the tables, and blocks that are about to be freed, on streams that nobody knows.
+            for device in devices:
+                torch.cuda.synchronize(device)
+            try:
+                yield granted
+            finally:
+                for device in devices:  # nor do those of later passes wait for the stream that wrote the tables
+                    torch.cuda.synchronize(device)
+
+    def release(self) -> None:
+        """Give memory of the GPU that is free, but still held for this process, back to the driver."""
+        if any(packed.device.type == "cuda" for packed in self._packed.values()):
+            torch.cuda.empty_cache()
+
+    def _put_raw(self, block: Block, data: torch.Tensor) -> None:
         value = data.view(TORCH_DTYPES[block.tensor.dtype]).view(block.tensor.shape)
         if block.tensor.name in self._scale_of:
             for packed, which in self._scale_of[block.tensor.name]:
                 packed.set_scales(**{which: value})
         else:
             self._assign(block.tensor, value)
-
-    def drop(self, block: Block) -> None:
-        """Take the last level of a block's chain out of the model and free it."""
-        self._packed[block.tensor.name].pop(block.first_row // block.tensor.group_rows)
 
     def check_complete(self) -> None:
         """Refuse a model that has parameters which the file does not hold.

@@ -14,6 +14,7 @@
     │   └── SourceChangedError the object is not the one that was opened
     ├── BudgetError            a budget that cannot be read, or is below the minimum of the file
     ├── ModelError             a model that cannot be packed, or built from a container
+    ├── ResizeError            a resize that was called off, or did not come to its end
     ├── RecipeError            a recipe that is not there, or says what a recipe cannot say
     └── WriteError             the output could not be written; nothing is left behind
 
@@ -32,6 +33,7 @@ __all__ = [
     "NotFoundError",
     "RangeError",
     "RecipeError",
+    "ResizeError",
     "ShortReadError",
     "SourceChangedError",
     "SourceError",
@@ -161,6 +163,12 @@ class ModelError(BstkError):
     """A model that cannot be packed, or that cannot be built from a container."""
 
     default_reason = "model"
+
+
+class ResizeError(BstkError):
+    """A resize that was called off, or could not come to its end."""
+
+    default_reason = "resize"
 
 
 class RecipeError(BstkError):

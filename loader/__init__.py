@@ -4,7 +4,19 @@ It knows containers and bytes; what takes the blocks is anything that satisfies 
 """
 
 from .budget import free_bytes, resolve_budget
-from .resident import BlockSink, Resident
+from .growth import Growth
+from .resident import BlockSink, Change, Resident, Turn
 from .stream import stream_blocks
+from .useful import useful_plan
 
-__all__ = ["BlockSink", "Resident", "free_bytes", "resolve_budget", "stream_blocks"]
+__all__ = [
+    "BlockSink",
+    "Change",
+    "Growth",
+    "Resident",
+    "Turn",
+    "free_bytes",
+    "resolve_budget",
+    "stream_blocks",
+    "useful_plan",
+]

@@ -280,9 +280,11 @@ def test_every_level_brings_the_logits_closer(smollm2_gguf: Path, smollm2_bstk: 
         del checkpoint
         errors = []
         for level in range(max(int(level) for level in container.index.level) + 1):
+            change = shell.change()
             for block, payload in stream_blocks(container, 0, len(container)):
                 if block.level == level:
-                    shell.put(block, payload)
+                    change.put(block, payload)
+            change.commit()
             errors.append(float((centred(logits(shell.model, ids)) - dense).norm() / dense.norm()))
     print("relative errors", errors)
     assert len(errors) >= 8

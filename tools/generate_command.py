@@ -8,7 +8,7 @@ import bsformat
 from bsformat import BstkError, Container
 from bsformat.errors import BudgetError, ModelError
 
-from .console import print_json, quiet_libraries, reporter
+from .console import exact_size, print_json, quiet_libraries, reporter, say
 from .options import source_options
 
 
@@ -22,7 +22,11 @@ def run(args: argparse.Namespace) -> int:
 
         quiet_libraries()
         started = time.monotonic()
-        model = load_with_bar(container, args.budget, find_device(args.device), find_dtype(args.dtype))
+        device, dtype = find_device(args.device), find_dtype(args.dtype)
+        if args.progressive:
+            model = bitstack.load(container, args.budget, device, dtype, progressive=True)
+        else:
+            model = load_with_bar(container, args.budget, device, dtype)
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ModelError(
                 f"is a {type(model).__name__}, which continues no prompt; bitstack.load gives it to a program",
@@ -41,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
         finished = time.monotonic()
+        grown = ended_growth(model.bitstack) if args.progressive else {}
         if args.json:
             print_json(
                 {
@@ -58,10 +63,31 @@ def run(args: argparse.Namespace) -> int:
                     "load_seconds": round(loaded - started, 3),
                     "seconds": round(finished - loaded, 3),
                 }
+                | grown
             )
         else:
             print(text)
     return 0
+
+
+def ended_growth(elastic: Any) -> dict[str, Any]:
+    """End the growth of a model in the background, and say on stderr from what to what it came."""
+    growth = elastic.growth
+    now, widening = growth.cancel(), elastic.widening
+    began, target = growth.started, growth.target
+    say(
+        f"bstk: began with {exact_size(began.resident_bytes + widening)}, {began.n_blocks} blocks; "
+        f"ended with {exact_size(now.resident_bytes + widening)}, {now.n_blocks} of {target.n_blocks} blocks"
+    )
+    failed = growth.error is not None and growth.error.reason != "resize-cancelled"
+    return {
+        "progressive": {
+            "began_with_bytes": began.resident_bytes + widening,
+            "began_with_blocks": began.n_blocks,
+            "target_blocks": target.n_blocks,
+            "error": str(growth.error) if failed else None,
+        }
+    }
 
 
 def check_budgets(container: Container, budgets: list[str]) -> None:

@@ -221,6 +221,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--temperature", metavar="T", type=not_negative, default=0.0, help="above 0: sample (default: 0, greedy)")
     add("--seed", metavar="N", type=whole(0), default=0, help="seed of the sampling (default: %(default)s)")
+    add(
+        "--progressive",
+        action="store_true",
+        help="begin to write with the smallest useful prefix, while the rest of the budget streams in behind it",
+    )
     add_device(parser)
 
 

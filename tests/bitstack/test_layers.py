@@ -207,7 +207,7 @@ def test_dropping_a_plane_frees_its_signs_only() -> None:
     packed, stored = _every_kind(ROWS)
     for level in stored[0][:5]:
         packed.push(0, *level)
-    *_, sign, one, two = packed._chains[0].blocks
+    *_, sign, one, two = packed.chains[0].blocks
     assert one.u is two.u is sign.u
     signs, factors = weakref.ref(two.signs), weakref.ref(sign.u)
     del two
@@ -227,7 +227,7 @@ def test_blocks_need_scales() -> None:
 def _everything(packed: PackedTensor) -> list[torch.Tensor]:
     assert packed.row_scale is not None
     assert packed.col_scale is not None
-    return [packed.row_scale, packed.col_scale, *(data for group in packed._payloads for _, data in group)]
+    return [packed.row_scale, packed.col_scale, *(data for group in packed.groups for _, data in group.payloads)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -271,7 +271,7 @@ def test_moving_to_another_device_takes_everything_along() -> None:
     layer = BitStackLinear(packed, nn.Parameter(torch.zeros(ROWS))).to("meta")
     assert packed.device.type == "meta"
     assert all(t.is_meta for t in _everything(packed))
-    assert all(c.device.type == "meta" for c in packed._chains)
+    assert all(c.device.type == "meta" for c in packed.chains)
     assert layer.bias is not None
     assert layer.bias.is_meta
     assert packed.nbytes == size

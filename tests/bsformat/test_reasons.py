@@ -23,7 +23,7 @@ ELSEWHERE = {
     "write": "test_writer.py::test_a_folder_that_is_not_there",
 }
 #: Names of base classes: bsformat itself raises none of them without a code of its own.
-GENERAL = {"budget", "error", "format", "integrity", "model", "recipe", "unsupported"}
+GENERAL = {"budget", "error", "format", "integrity", "model", "recipe", "resize", "unsupported"}
 
 
 def test_every_code_has_a_test(reasons: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ def packed_tensors(model: Any) -> list[PackedTensor]:
 
 def payloads(model: Any) -> list[list[list[bytes]]]:
     """The bytes of all payloads: [tensor][chain][level]."""
-    return [[[data.numpy().tobytes() for _, data in group] for group in p._payloads] for p in packed_tensors(model)]
+    return [[[data.numpy().tobytes() for _, data in g.payloads] for g in p.groups] for p in packed_tensors(model)]
 
 
 def held_bytes(model: Any) -> int:
@@ -25,7 +25,11 @@ def held_bytes(model: Any) -> int:
     for packed in packed_tensors(model):
         assert packed.row_scale is not None
         assert packed.col_scale is not None
-        tensors += [packed.row_scale, packed.col_scale, *(data for group in packed._payloads for _, data in group)]
+        tensors += [
+            packed.row_scale,
+            packed.col_scale,
+            *(data for group in packed.groups for _, data in group.payloads),
+        ]
     return _bytes(tensors)
 
 

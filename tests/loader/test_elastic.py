@@ -160,8 +160,8 @@ def test_shrinking_lets_go_of_the_payloads(load: Load, container: bsformat.Conta
     alive = {
         (packed.tensor.name, group, level): weakref.ref(data)
         for packed in packed_tensors(model)
-        for group, chain in enumerate(packed._payloads)
-        for level, (_, data) in enumerate(chain)
+        for group, levels in enumerate(packed.groups)
+        for level, (_, data) in enumerate(levels.payloads)
     }
     assert len(alive) == n - container.index.required
     dropped = {

@@ -2,6 +2,9 @@
 
 import itertools
 import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -9,29 +12,72 @@ import pytest
 import bsformat
 from bitstack.loader import Resident, stream_blocks
 from bsformat import Block
-from bsformat.errors import IntegrityError, SourceError
+from bsformat.errors import IntegrityError, ResizeError, SourceError
 from tests.loader.tiny import WatchedSource, fails_beyond, fetched
 
 
 class Sink:
-    """Holds block numbers; every call is in ``calls``. ``limit`` blocks fit: the next one is a MemoryError."""
+    """Holds block numbers; what is made so is in ``calls``. ``limit`` blocks fit: preparing one more is a MemoryError.
+
+    ``prepared`` are the blocks that changes have taken, also those that came to nothing; ``kept`` counts those that no
+    change has forgotten yet. ``before_exclusive`` is called where a sink would wait for those who use it.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
+        self.prepared: list[int] = []
         self.held: list[int] = []
         self.limit: int | None = None
+        self.kept = self.moments = self.released = 0
+        self.before_exclusive: Callable[[], object] = lambda: None
+
+    def change(self) -> "_Change":
+        return _Change(self)
+
+    @contextmanager
+    def exclusive(self, wanted: Callable[[], bool]) -> Iterator[bool]:
+        self.before_exclusive()
+        self.moments += 1
+        yield wanted()
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class _Change:
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.pending: list[tuple[str, int]] = []
+        self.payloads: list[bytes] = []
+        self.settled = 0
 
     def put(self, block: Block, payload: bytes | memoryview) -> None:
-        if len(self.held) == self.limit:
+        if len(self.sink.held) + len(self.pending) == self.sink.limit:
             raise MemoryError("no more")
         assert len(payload) == block.length
-        self.calls.append(("put", block.number))
-        self.held.append(block.number)
+        self.sink.prepared.append(block.number)
+        self.sink.kept += 1
+        self.payloads.append(bytes(payload))
+        self.pending.append(("put", block.number))
 
     def drop(self, block: Block) -> None:
-        assert self.held, "nothing is left to drop"
-        self.calls.append(("drop", block.number))
-        assert self.held.pop() == block.number
+        self.pending.append(("drop", block.number))
+
+    def settle(self) -> None:
+        self.settled = len(self.payloads)
+
+    def commit(self) -> None:
+        assert self.settled == len(self.payloads), "what is not there yet must not be used"
+        for name, number in self.pending:
+            self.sink.calls.append((name, number))
+            if name == "put":
+                self.sink.held.append(number)
+            else:
+                assert self.sink.held.pop() == number
+
+    def forget(self) -> None:
+        self.sink.kept -= len(self.payloads)
+        self.pending, self.payloads = [], []
 
 
 @pytest.fixture
@@ -135,16 +181,15 @@ def test_a_failed_growth_leaves_the_former_prefix(
     source.trouble = fails_beyond(container.block(n - 10).offset)
     with pytest.raises(SourceError, match="the cable is cut"):
         resident.move_to(container.planner.prefix(n))
-    assert ("put", 50) in sink.calls, "it failed before anything was added"
-    assert resident.plan == before
-    assert sink.held == list(range(50))
+    assert 50 in sink.prepared, "it failed before anything was read"
+    assert (resident.plan, sink.calls, sink.kept) == (before, [], 0)
     source.trouble = fails_beyond(container.size)
     resident.move_to(container.planner.prefix(n))
     assert sink.held == list(range(n))
 
 
 @pytest.mark.usefixtures("small_requests")
-def test_blocks_put_before_a_damaged_one_are_dropped_again(tiny_bytes: bytes) -> None:
+def test_of_blocks_before_a_damaged_one_nothing_stays(tiny_bytes: bytes) -> None:
     with bsformat.open(bsformat.MemorySource(tiny_bytes)) as sound:
         n = len(sound)
         offset = sound.block(n - 3).offset
@@ -159,13 +204,11 @@ def test_blocks_put_before_a_damaged_one_are_dropped_again(tiny_bytes: bytes) ->
         data[offset] ^= 1
         with pytest.raises(IntegrityError, match=f"block {n - 3} "):
             resident.move_to(container.planner.prefix(n), seen.append)
-        puts = [number for name, number in sink.calls if name == "put"]
-        drops = [number for name, number in sink.calls if name == "drop"]
-        assert puts == list(range(n - 20, n - 20 + len(puts)))
-        assert 0 < len(puts) < 18
-        assert drops == puts[::-1]
-        assert len(seen) == len(puts)
-        assert resident.plan == before
+        prepared = sink.prepared[n - 20 :]
+        assert prepared == list(range(n - 20, n - 20 + len(prepared)))
+        assert 0 < len(prepared) < 18
+        assert len(seen) == len(prepared)
+        assert (resident.plan, sink.calls, sink.kept) == (before, [], 0)
         data[offset] ^= 1
         resident.move_to(container.planner.prefix(n))
         assert sink.held == list(range(n))
@@ -190,17 +233,14 @@ def test_a_first_load_that_fails_can_be_tried_again(
     sink.limit = required + 5
     with pytest.raises(MemoryError):
         resident.move_to(container.planner.prefix(len(container)))
-    # What every prefix needs is not dropped: nothing could take its place.
-    assert sink.held == list(range(required))
-    assert resident.plan.n_blocks == 0
-    sink.held.clear()
+    assert (sink.held, sink.kept, resident.plan.n_blocks) == ([], 0, 0)
     sink.limit = None
     resident.move_to(container.planner.prefix(len(container)))
     assert sink.held == list(range(len(container)))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_giving_up_from_within_the_progress_rolls_back(
+def test_giving_up_from_within_the_progress_changes_nothing(
     resident: Resident, sink: Sink, container: bsformat.Container, error: type[BaseException]
 ) -> None:
     before = container.planner.prefix(50)
@@ -247,3 +287,126 @@ def test_any_sequence_of_moves_holds_exactly_the_prefix(
             start, stop = fetched(container, before, count)
             expected += max(stop - start, 0)
     assert sum(length for _, length in source.reads) == expected
+
+
+# One change at a time
+
+
+def test_a_resize_is_one_moment(resident: Resident, sink: Sink, container: bsformat.Container) -> None:
+    for moment, count in enumerate((len(container), 50, 51, 51), start=1):
+        resident.move_to(container.planner.prefix(count))
+        assert (sink.moments, sink.kept) == (moment, 0)
+
+
+def test_memory_is_given_back_where_there_is_some(
+    resident: Resident, sink: Sink, container: bsformat.Container, source: WatchedSource
+) -> None:
+    resident.move_to(container.planner.prefix(60))
+    assert sink.released == 0
+    resident.move_to(container.planner.prefix(50))
+    assert sink.released == 1
+    source.trouble = fails_beyond(0)
+    with pytest.raises(SourceError):
+        resident.move_to(container.planner.prefix(len(container)))
+    assert sink.released == 2
+
+
+@pytest.mark.usefixtures("small_requests")
+@pytest.mark.parametrize("later", [50, 55, 90])
+def test_a_later_resize_takes_the_place_of_one_that_is_under_way(
+    resident: Resident, sink: Sink, container: bsformat.Container, source: WatchedSource, later: int
+) -> None:
+    """The first one hangs in the network meanwhile, and finds out when it wakes."""
+    n = len(container)
+    resident.move_to(container.planner.prefix(60))
+    limit = container.block(n - 10).offset
+    hanging, wake = threading.Event(), threading.Event()
+
+    def hang(offset: int, length: int) -> None:
+        if offset + length > limit and threading.current_thread() is not threading.main_thread():
+            hanging.set()
+            assert wake.wait(60)
+
+    source.trouble = hang
+    errors: list[BaseException] = []
+
+    def grow() -> None:
+        try:
+            resident.move_to(container.planner.prefix(n))
+        except ResizeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    assert hanging.wait(60)
+    resident.move_to(container.planner.prefix(later))
+    assert sink.held == list(range(later))
+    assert sink.kept == 0, "what the first one had prepared is freed at once"
+    wake.set()
+    thread.join(60)
+    assert [error.reason for error in errors] == ["resize-superseded"]  # type: ignore[attr-defined]
+    assert (sink.held, sink.kept, resident.plan.n_blocks) == (list(range(later)), 0, later)
+    source.trouble = fails_beyond(container.size)
+    resident.move_to(container.planner.prefix(n))
+    assert sink.held == list(range(n))
+
+
+def test_a_resize_that_waits_for_its_moment_can_be_called_off(
+    resident: Resident, sink: Sink, container: bsformat.Container
+) -> None:
+    resident.move_to(container.planner.prefix(60))
+    turn = resident.turn()
+    sink.before_exclusive = turn.call_off
+    with pytest.raises(ResizeError) as caught:
+        turn.move_to(container.planner.prefix(50))
+    assert caught.value.reason == "resize-cancelled"
+    assert str(caught.value) == "tiny.bstk: the resize was called off [resize-cancelled]"
+    assert (sink.held, sink.kept, resident.plan.n_blocks) == (list(range(60)), 0, 60)
+    sink.before_exclusive = lambda: None
+    resident.move_to(container.planner.prefix(50))
+    turn.call_off()  # too late to mean anything
+    assert sink.held == list(range(50))
+
+
+def test_a_failed_commit_leaves_the_former_plan(
+    resident: Resident, sink: Sink, container: bsformat.Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident.move_to(container.planner.prefix(60))
+
+    def fail(self: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Change, "commit", fail)
+        for count in (50, 70):
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                resident.move_to(container.planner.prefix(count))
+            assert (resident.plan.n_blocks, sink.kept) == (60, 0)
+    resident.move_to(container.planner.prefix(70))
+    assert sink.held == list(range(70))
+
+
+def test_many_threads_at_once_end_with_what_one_of_them_wanted(
+    resident: Resident, sink: Sink, container: bsformat.Container
+) -> None:
+    ended: list[int | None] = []
+
+    def move(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(25):
+            count = draw.randint(container.index.required, len(container))
+            try:
+                resident.move_to(container.planner.prefix(count))
+                ended.append(count)
+            except ResizeError:
+                ended.append(None)
+
+    threads = [threading.Thread(target=move, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(ended) == 100
+    assert sink.held == list(range(resident.plan.n_blocks))
+    assert resident.plan.n_blocks in ended
+    assert sink.kept == 0

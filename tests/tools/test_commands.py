@@ -11,12 +11,16 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bsformat
+from bitstack.loader import useful_plan
+from bitstack.tools import generate_command
 from bitstack.tools.serve_ranges import RangeServer
 from bsformat import format_size
+from bsformat.errors import IntegrityError
 from tests.bsformat.encoder import Block, Image, sample
 from tests.models import PACK_OPTIONS
 from tests.servers import Reply, Scripted
@@ -275,6 +279,56 @@ def test_generate_within_auto(bstk: Bstk, tiny_bstk: Path) -> None:
     assert out["resident_bytes"] > 0
 
 
+def test_generate_while_the_model_grows(bstk: Bstk, tiny_bstk: Path) -> None:
+    command = ("generate", tiny_bstk, "--budget", "100%", "--prompt", "the wide sea", "--progressive")
+    ended = bstk(*command, "--max-new-tokens", 8)
+    assert ended.code == 0
+    assert ended.out.strip()
+    line = (
+        r"bstk: began with ([\d,]+) bytes \(.*\), (\d+) blocks; "
+        r"ended with ([\d,]+) bytes \(.*\), (\d+) of (\d+) blocks\n"
+    )
+    match = re.fullmatch(line, ended.err)
+    assert match, ended.err
+    size, blocks, now, more, target = (int(text.replace(",", "")) for text in match.groups())
+    assert 0 < size <= now
+    assert 0 < blocks <= more <= target
+    out = bstk(*command, "--max-new-tokens", 1, "--json").json
+    with bsformat.open(tiny_bstk) as container:
+        first = useful_plan(container, container.plan("100%"))
+        assert target == out["progressive"]["target_blocks"] == len(container)
+    assert out["progressive"]["began_with_blocks"] == blocks == first.n_blocks < len(container)
+    assert out["progressive"]["began_with_bytes"] == size == first.resident_bytes + 640
+    assert out["progressive"]["error"] is None
+    assert blocks <= out["n_blocks"] <= len(container)
+
+
+def test_generate_says_that_the_stream_failed(
+    bstk: Bstk, tiny_bstk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is that of what there is, and the command did what it was asked for."""
+
+    def late(model: Any, *args: Any, **options: Any) -> tuple[str, int]:
+        with pytest.raises(IntegrityError):
+            model.bitstack.growth.wait(60)
+        return complete(model, *args, **options)
+
+    complete = generate_command.complete
+    monkeypatch.setattr(generate_command, "complete", late)
+    damaged = tmp_path / "damaged.bstk"
+    data = bytearray(tiny_bstk.read_bytes())
+    with bsformat.open(tiny_bstk) as container:
+        data[container.block(len(container) - 1).offset] ^= 1
+    damaged.write_bytes(data)
+    command = ("generate", damaged, "--budget", "100%", "--prompt", "the wide sea", "--progressive")
+    ended = bstk(*command, "--max-new-tokens", 2, "--json")
+    assert ended.code == 0
+    assert ended.json["n_blocks"] < len(container)
+    assert "does not match its digest" in ended.json["progressive"]["error"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(ended.json["progressive"]["error"])
+
+
 def test_eval_measures_each_budget_once_in_ascending_order(bstk: Bstk, tiny_bstk: Path, text_file: Path) -> None:
     command = ("eval", tiny_bstk, "--text", text_file, "--budgets", "60KiB,20KiB,40KiB,20480", "--window", 64)
     ended = bstk(*command, "--windows", 2, "--json")
@@ -370,6 +424,18 @@ def test_reads_a_stream_where_that_is_allowed(bstk: Bstk, scripted: Scripted, ti
         assert (ended.code, ended.err) == (0, "")
     # Each command finds out that ranges are ignored, and then reads once.
     assert len(scripted.requests) == 6
+    growing = (
+        "generate",
+        scripted.url(),
+        "--allow-stream",
+        "--prompt",
+        "the sea",
+        "--max-new-tokens",
+        2,
+        "--progressive",
+    )
+    assert bstk(*growing).code == 0
+    assert len(scripted.requests) == 8
 
 
 def test_the_network_s_settings_are_flags(bstk: Bstk, scripted: Scripted) -> None:

@@ -32,14 +32,17 @@ def errors_by_level(container: Container, ids: torch.Tensor, dense: torch.Tensor
     levels = int(container.index.level.max()) + 1
     shell = Shell(container, device=torch.device("cpu"), dtype=torch.float32)
     by_level: list[list[tuple[Block, bytes]]] = [[] for _ in range(levels)]
+    change = shell.change()
     for block, payload in stream_blocks(container, 0, container.available_blocks):
         if block.tensor.packed:
             by_level[block.level].append((block, bytes(payload)))
         else:
-            shell.put(block, payload)
+            change.put(block, payload)
     for level in range(levels):
         for block, data in by_level[level]:
-            shell.put(block, data)
+            change.put(block, data)
+        change.commit()
+        change.forget()
         with torch.inference_mode():
             logits = centred(shell.model(input_ids=ids).logits)
         yield level + 1, shell.resident_bytes, float((logits - dense).norm() / dense.norm())
