@@ -13,6 +13,7 @@ from bitstack import loader
 from bsformat import Container, Plan, format_size
 from bsformat.errors import BudgetError, ModelError
 
+from .needs import Needs, Use, needs_of
 from .shell import Shell
 
 
@@ -21,10 +22,14 @@ class Elastic:
 
     Attributes:
         container: the open file; it counts the requests and bytes of all reads in ``container.source``.
+        use: what ``auto`` leaves room for: the context, the batch.
+        auto: what ``auto`` came to when it was last asked for, and why; None if it never was.
     """
 
-    def __init__(self, container: Container, shell: Shell) -> None:
+    def __init__(self, container: Container, shell: Shell, use: Use | None = None) -> None:
         self.container = container
+        self.use = Use() if use is None else use
+        self.auto: loader.AutoBudget | None = None
         self._shell = shell
         self._resident = loader.Resident(container, shell)
 
@@ -43,11 +48,22 @@ class Elastic:
         """Bytes that raw tensors take in this model's type beyond those in the file; negative if fewer."""
         return self._shell.widening
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._shell.device
+
+    @property
+    def needs(self) -> Needs:
+        """What the model takes beside its weights for its `use`."""
+        return needs_of(self._shell.model, self.container, self._shell.device, self._shell.dtype, self.use)
+
     def resize(self, budget: int | str | None, progress: Callable[[int], object] = lambda n: None) -> Plan:
         """Grow or shrink to another budget. Growing reads only the new bytes, shrinking frees the last blocks.
 
         Args:
-            budget: bytes, a size, a percentage of all blocks, or ``auto``; counts every resident byte of the weights.
+            budget: bytes, a size, a percentage of all blocks, or ``auto``: what is free now and held already, less the
+                cache and the workspace of the model's `use`; counts every resident byte of the weights.
             progress: called with the number of bytes added or dropped since the last call.
 
         Returns:
@@ -57,16 +73,27 @@ class Elastic:
             BudgetError: below the minimum.
             SourceError, FormatError: bytes could not be read; what was resident still is.
         """
-        wanted = loader.resolve_budget(budget, self.container, self._shell.device)
-        automatic = budget in (None, "auto")
-        if (isinstance(budget, str) and budget.strip().endswith("%")) or (
-            automatic and wanted >= self.container.total_bytes
-        ):
-            plan = self.container.planner.plan(wanted)  # a share of the blocks, whatever type they are computed in
+        if budget is None or budget == "auto":
+            plan = self.plan_for(self._automatic())
         else:
-            plan = self.plan_for(wanted + (self.resident_bytes if automatic else 0))
+            wanted = loader.resolve_budget(budget, self.container, self._shell.device)
+            share = isinstance(budget, str) and budget.strip().endswith("%")
+            # A share is one of the blocks, whatever type they are computed in.
+            plan = self.container.planner.plan(wanted) if share else self.plan_for(wanted)
         self._resident.move_to(plan, progress)
         return self.plan
+
+    def _automatic(self) -> int:
+        planner, wider = self.container.planner, self._shell.widening
+        self.auto = loader.auto_budget(
+            self._shell.device,
+            self.needs,
+            least=planner.minimum_bytes + wider,
+            most=planner.total_bytes + wider,
+            held=self.resident_bytes if self.plan.n_blocks else 0,
+            where=self.container.uri,
+        )
+        return self.auto.budget
 
     def plan_for(self, budget: int) -> Plan:
         """The prefix for ``budget`` bytes, with raw tensors in the type that this model computes in.
@@ -108,6 +135,9 @@ def load(
     root: str | None = None,
     network: bsformat.Network | None = None,
     cache: bsformat.BlockCache | bool = True,
+    use: Use | None = None,
+    context: int | None = None,
+    batch: int = 1,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Any:
@@ -119,12 +149,16 @@ def load(
     Args:
         uri: a path, ``http(s)://``, ``s3://``, anything fsspec opens, or an open container.
         budget: resident bytes of the weights: a number, ``80MiB``, ``60%`` of all blocks, or ``auto`` (or None):
-            what the device has free.
+            what the device has free, less room for a cache of keys and values and for the workspace of a pass, at most
+            all blocks; ``model.bitstack.auto`` says how it came about.
         device: where the weights go; None: CUDA if there is one, else the CPU.
         dtype: what the model computes in; None: bfloat16 on CUDA, float32 on the CPU.
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
+        context, batch: what ``auto`` leaves room for: tokens of a sequence, prompt and answer together (None: 4096, or
+            what the model can read, if that is less), and sequences at once.
+        use: the same in more detail, in place of both.
         progress: called with the number of resident bytes added since the last call.
         storage_options: given to the fsspec file system.
 
@@ -140,7 +174,7 @@ def load(
     )
     try:
         shell = Shell(container, device=place, dtype=kind)
-        elastic = Elastic(container, shell)
+        elastic = Elastic(container, shell, use or Use(context, batch))
         elastic.resize(budget, progress)
         shell.check_complete()
     except BaseException:

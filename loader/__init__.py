@@ -3,8 +3,31 @@
 It knows containers and bytes; what takes the blocks is anything that satisfies `BlockSink`.
 """
 
-from .budget import free_bytes, resolve_budget
+from .budget import AutoBudget, Needs, auto_budget, resolve_budget
+from .driver import Driver, Resizable
+from .free import Free, free_bytes, free_memory
+from .governor import Decision, Governor, Marks
+from .governor_log import JsonLines, decisions, read_events
 from .resident import BlockSink, Resident
 from .stream import stream_blocks
 
-__all__ = ["BlockSink", "Resident", "free_bytes", "resolve_budget", "stream_blocks"]
+__all__ = [
+    "AutoBudget",
+    "BlockSink",
+    "Decision",
+    "Driver",
+    "Free",
+    "Governor",
+    "JsonLines",
+    "Marks",
+    "Needs",
+    "Resident",
+    "Resizable",
+    "auto_budget",
+    "decisions",
+    "free_bytes",
+    "free_memory",
+    "read_events",
+    "resolve_budget",
+    "stream_blocks",
+]
