@@ -73,17 +73,29 @@ class Elastic:
             BudgetError: below the minimum.
             SourceError, FormatError: bytes could not be read; what was resident still is.
         """
-        if budget is None or budget == "auto":
-            plan = self.plan_for(self._automatic())
-        else:
-            wanted = loader.resolve_budget(budget, self.container, self._shell.device)
-            share = isinstance(budget, str) and budget.strip().endswith("%")
-            # A share is one of the blocks, whatever type they are computed in.
-            plan = self.container.planner.plan(wanted) if share else self.plan_for(wanted)
+        plan = self.planned(budget)
         self._resident.move_to(plan, progress)
         return self.plan
 
-    def _automatic(self) -> int:
+    def planned(self, budget: int | str | None) -> Plan:
+        """The prefix that `resize` would go to now.
+
+        Raises:
+            BudgetError: it is no budget, or below the minimum.
+        """
+        if budget is None or budget == "auto":
+            return self.plan_for(self.decide_auto().budget)
+        wanted = loader.resolve_budget(budget, self.container, self._shell.device)
+        if isinstance(budget, str) and budget.strip().endswith("%"):
+            return self.container.planner.plan(wanted)  # a share of the blocks, whatever type they are computed in
+        return self.plan_for(wanted)
+
+    def decide_auto(self) -> loader.AutoBudget:
+        """What ``auto`` comes to now; `auto` keeps it.
+
+        Raises:
+            BudgetError: it is below the minimum, or the free memory cannot be told.
+        """
         planner, wider = self.container.planner, self._shell.widening
         self.auto = loader.auto_budget(
             self._shell.device,
@@ -93,7 +105,7 @@ class Elastic:
             held=self.resident_bytes if self.plan.n_blocks else 0,
             where=self.container.uri,
         )
-        return self.auto.budget
+        return self.auto
 
     def plan_for(self, budget: int) -> Plan:
         """The prefix for ``budget`` bytes, with raw tensors in the type that this model computes in.

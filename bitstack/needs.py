@@ -39,12 +39,14 @@ class Use:
         batch: sequences at once.
         prompt: the most tokens of a sequence that go through the model in one pass; None: all of the context.
         logits: whether a pass says something about its last tokens or about all of them.
+        cached: whether keys and values are kept at all.
     """
 
     context: int | None = None
     batch: int = 1
     prompt: int | None = None
     logits: Literal["last", "all"] = "last"
+    cached: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("context", self.context), ("batch", self.batch), ("prompt", self.prompt)):
@@ -96,7 +98,7 @@ def needs_of(model: Any, container: Container, device: torch.device, dtype: torc
     text = model.config.get_text_config(decoder=True)
     context = use.context or min(CONTEXT, _setting(text, "max_position_embeddings") or CONTEXT)
     prompt = min(use.prompt or context, context)
-    caches = layer_caches(model.config) if model.can_generate() else []
+    caches = layer_caches(model.config) if use.cached and model.can_generate() else []
     itemsize = dtype.itemsize
     cache = itemsize * cache_elements(caches, context, use.batch)
     shape = _Shape.of(text, container)

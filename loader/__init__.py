@@ -3,7 +3,7 @@
 It knows containers and bytes; what takes the blocks is anything that satisfies `BlockSink`.
 """
 
-from .budget import AutoBudget, Needs, auto_budget, resolve_budget
+from .budget import AutoBudget, Needs, auto_budget, resolve_budget, spare_bytes
 from .driver import Driver, Resizable
 from .free import Free, free_bytes, free_memory
 from .governor import Decision, Governor, Marks
@@ -29,5 +29,6 @@ __all__ = [
     "free_memory",
     "read_events",
     "resolve_budget",
+    "spare_bytes",
     "stream_blocks",
 ]

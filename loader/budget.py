@@ -11,8 +11,10 @@ from bsformat.errors import BudgetError
 
 from .free import Free, free_memory
 
-#: Of what is free, what ``auto`` keeps for all that nobody counted: 1 in so many bytes, and at least `LEAST_SPARE`.
+#: Of what is free, what ``auto`` keeps for all that nobody counted: 1 in so many bytes, but see the bounds.
 SPARE_SHARE: Final = 20
+#: Bytes that are enough to keep on any device.
+MOST_SPARE: Final = 4 << 30
 #: Bytes that ``auto`` always keeps, by the kind of device.
 LEAST_SPARE: Final[Mapping[str, int]] = {"cpu": 64 << 20, "cuda": 128 << 20}
 
@@ -100,9 +102,9 @@ class AutoBudget:
         }
 
 
-def spare_bytes(free: Free, device: torch.device) -> int:
-    """Bytes of free memory that are to stay free whatever is counted: a twentieth, and some in any case."""
-    return max(free.bytes // SPARE_SHARE, LEAST_SPARE.get(device.type, 0))
+def spare_bytes(memory: int, device: torch.device) -> int:
+    """Of some bytes of memory those that are to stay free whatever was counted: a twentieth, within bounds."""
+    return max(min(memory // SPARE_SHARE, MOST_SPARE), LEAST_SPARE.get(device.type, 0))
 
 
 def auto_budget(
@@ -125,7 +127,7 @@ def auto_budget(
         raise BudgetError(
             f"the free memory of {device} cannot be told: name a budget, as 80MiB", reason="budget-invalid"
         )
-    decided = AutoBudget(str(device), free, held, needs, spare_bytes(free, device), least, most)
+    decided = AutoBudget(str(device), free, held, needs, spare_bytes(free.bytes, device), least, most)
     if decided.room < least:
         raise BudgetError(
             f"{decided}, below the minimum of this file, {least} bytes ({format_size(least)}): use a shorter context "

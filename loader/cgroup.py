@@ -48,7 +48,7 @@ def limited_groups(proc: str | None = None) -> list[Group]:
     """
     proc = PROC if proc is None else proc
     found = []
-    for version, mount, folder in _places(proc):
+    for version, mount, folder in places(proc):
         read = _read_v1 if version == 1 else _read_v2
         while True:
             with suppress(OSError, ValueError):
@@ -61,8 +61,8 @@ def limited_groups(proc: str | None = None) -> list[Group]:
     return found
 
 
-def _places(proc: str) -> Iterator[tuple[int, str, str]]:
-    """(version, where the hierarchy is mounted, the folder of this process in it), for those that limit memory."""
+def places(proc: str) -> Iterator[tuple[int, str, str]]:
+    """Hierarchies that may limit memory: version, where it is mounted, and the folder of a process's group in it."""
     try:
         own = _own_paths(_text(os.path.join(proc, "cgroup")))
         mounts = _text(os.path.join(proc, "mountinfo")).splitlines()

@@ -64,6 +64,11 @@ def quiet_libraries() -> None:
             gguf.tqdm = partial(gguf.tqdm, disable=True)
 
 
+def say(line: object) -> None:
+    """A line on stderr that is neither a result nor an error."""
+    print(line, file=sys.stderr)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; what is not finite is null there."""
     print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
