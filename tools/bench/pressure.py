@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -88,7 +89,11 @@ def limited_group(size: int) -> Iterator[LimitedGroup]:
     try:
         yield group
     finally:
-        os.rmdir(group.folder)
+        for _ in range(100):  # the kernel takes a moment to forget a process that has ended
+            with suppress(OSError):
+                os.rmdir(group.folder)
+                break
+            time.sleep(0.05)
 
 
 def _made(size: int) -> LimitedGroup:
