@@ -56,7 +56,8 @@ class Elastic:
     @property
     def needs(self) -> Needs:
         """What the model takes beside its weights for its `use`."""
-        return needs_of(self._shell.model, self.container, self._shell.device, self._shell.dtype, self.use)
+        shell, steady = self._shell, loader.heap_is_steady()
+        return needs_of(shell.model, self.container, shell.device, shell.dtype, self.use, steady=steady)
 
     def resize(self, budget: int | str | None, progress: Callable[[int], object] = lambda n: None) -> Plan:
         """Grow or shrink to another budget. Growing reads only the new bytes, shrinking frees the last blocks.
@@ -93,18 +94,19 @@ class Elastic:
     def decide_auto(self) -> loader.AutoBudget:
         """What ``auto`` comes to now; `auto` keeps it.
 
+        Where memory is short on a CPU, the heap of this process becomes steady first: see `loader.steady_heap`.
+
         Raises:
             BudgetError: it is below the minimum, or the free memory cannot be told.
         """
-        planner, wider = self.container.planner, self._shell.widening
-        self.auto = loader.auto_budget(
-            self._shell.device,
-            self.needs,
-            least=planner.minimum_bytes + wider,
-            most=planner.total_bytes + wider,
-            held=self.resident_bytes if self.plan.n_blocks else 0,
-            where=self.container.uri,
-        )
+        planner, wider, device = self.container.planner, self._shell.widening, self._shell.device
+        held = self.resident_bytes if self.plan.n_blocks else 0
+        least, most = planner.minimum_bytes + wider, planner.total_bytes + wider
+        if device.type == "cpu" and not loader.heap_is_steady():
+            free = loader.free_memory(device)
+            if free is not None and loader.AutoBudget.of(device, free, self.needs, held, least, most).room < most:
+                loader.steady_heap()
+        self.auto = loader.auto_budget(device, self.needs, least=least, most=most, held=held, where=self.container.uri)
         return self.auto
 
     def plan_for(self, budget: int) -> Plan:

@@ -44,6 +44,8 @@ def govern(
     Between ``floor`` and ``ceiling``; at once when memory is short, in steps and after a while when there is more of it
     than the model's `use` needs. What it does it logs (`bitstack.loader.JsonLines`).
 
+    On a CPU the heap of this process becomes steady (`bitstack.loader.steady_heap`).
+
     Args:
         model: from `load`.
         floor, ceiling: budgets: bytes, a size, or a percentage of all blocks; None: the minimum, all blocks.
@@ -58,6 +60,8 @@ def govern(
         BudgetError: floor or ceiling are no sizes, or contradict each other, the file, or the marks.
     """
     elastic: Elastic = model.bitstack
+    if elastic.device.type == "cpu":
+        loader.steady_heap()  # what is freed must go back at once, or nothing that the governor does can be seen
     device, planner = elastic.device, elastic.container.planner
     lowest, highest = (size + elastic.widening for size in (planner.minimum_bytes, planner.total_bytes))
     wanted = [

@@ -16,8 +16,14 @@ from .kvcache import LayerCache, cache_elements, layer_caches
 
 #: Tokens of a context where none is stated, or what the model can read, if that is less.
 CONTEXT: Final = 4096
-#: Bytes that our kernels hold at once on a CPU, whatever the model: tiles of W and tables of sums.
-CPU_KERNELS: Final = 16 << 20
+#: Bytes that our kernels hold at once on a CPU, whatever the model: tiles of W and tables of sums, and what the
+#: compiled loops and the libraries behind them take when they first run.
+CPU_KERNELS: Final = 80 << 20
+#: What the heap of a CPU keeps beyond what is in use, of cache, activations and logits. A cache that grows by a token
+#: is a new tensor of another size; as glibc is by default, the holes that they leave fill up slowly: measured 5.5 with
+#: 1556 tokens of SmolLM2-135M. With a steady heap (`bitstack.loader.steady_heap`) nothing was measured.
+CPU_HEAP: Final = 6.0
+CPU_HEAP_STEADY: Final = 0.25
 #: Elements of W that are rebuilt at once on a GPU.
 CUDA_ELEMENTS: Final = 1 << 25
 #: Bytes of a GPU that libraries and compiled kernels take when they first run, and of the sums for a few tokens.
@@ -88,12 +94,15 @@ class Needs:
         }
 
 
-def needs_of(model: Any, container: Container, device: torch.device, dtype: torch.dtype, use: Use) -> Needs:
+def needs_of(
+    model: Any, container: Container, device: torch.device, dtype: torch.dtype, use: Use, *, steady: bool = True
+) -> Needs:
     """What a model of a file needs for a use.
 
     Args:
         model: the transformers model, as `bitstack.shell.Shell` builds it; its parameters may be on the meta device.
         device, dtype: where it runs, and what it computes in.
+        steady: whether the C library gives large tensors pages of their own.
     """
     text = model.config.get_text_config(decoder=True)
     context = use.context or min(CONTEXT, _setting(text, "max_position_embeddings") or CONTEXT)
@@ -108,6 +117,9 @@ def needs_of(model: Any, container: Container, device: torch.device, dtype: torc
         "logits": _logits(model, shape.vocabulary, use, prompt, itemsize),
         "kernels": _kernels(container, device, itemsize),
     }
+    if device.type != "cuda":
+        in_use = cache + sum(workspace[name] for name in ("activations", "cache_growth", "logits"))
+        workspace["heap"] = int((CPU_HEAP_STEADY if steady else CPU_HEAP) * in_use)
     return Needs(context, use.batch, cache, workspace, _described(caches, context, use.batch, dtype))
 
 

@@ -8,6 +8,7 @@ from .driver import Driver, Resizable
 from .free import Free, free_bytes, free_memory
 from .governor import Decision, Governor, Marks
 from .governor_log import JsonLines, decisions, read_events
+from .memory import heap_is_steady, steady_heap
 from .resident import BlockSink, Resident
 from .stream import stream_blocks
 
@@ -27,8 +28,10 @@ __all__ = [
     "decisions",
     "free_bytes",
     "free_memory",
+    "heap_is_steady",
     "read_events",
     "resolve_budget",
     "spare_bytes",
+    "steady_heap",
     "stream_blocks",
 ]

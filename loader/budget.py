@@ -62,6 +62,13 @@ class AutoBudget:
     least: int
     most: int
 
+    @classmethod
+    def of(
+        cls, device: torch.device, free: Free, needs: Needs | None, held: int, least: int, most: int
+    ) -> "AutoBudget":
+        """With the usual spare."""
+        return cls(str(device), free, held, needs, spare_bytes(free.bytes, device), least, most)
+
     @property
     def room(self) -> int:
         """Bytes that are left for weights; negative where even the rest does not fit."""
@@ -127,7 +134,7 @@ def auto_budget(
         raise BudgetError(
             f"the free memory of {device} cannot be told: name a budget, as 80MiB", reason="budget-invalid"
         )
-    decided = AutoBudget(str(device), free, held, needs, spare_bytes(free.bytes, device), least, most)
+    decided = AutoBudget.of(device, free, needs, held, least, most)
     if decided.room < least:
         raise BudgetError(
             f"{decided}, below the minimum of this file, {least} bytes ({format_size(least)}): use a shorter context "

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import bitstack
 from bitstack.kvcache import LayerCache, cache_elements, layer_caches
-from bitstack.needs import CONTEXT, CPU_KERNELS, Use, needs_of
+from bitstack.needs import CONTEXT, CPU_HEAP, CPU_HEAP_STEADY, CPU_KERNELS, Needs, Use, needs_of
 
 CPU = torch.device("cpu")
 CAUSAL = ["llama-gqa", "gemma2", "gpt2", "falcon", "mixtral", "gpt-oss", "llama4", "bloom", "phi3"]
@@ -89,6 +89,11 @@ def test_layers_that_keep_nothing_little_or_others_caches() -> None:
     assert layer_caches(latent) == [LayerCache(4 * (24 + 12))] * 2
 
 
+def in_use(needs: Needs) -> int:
+    """What torch's allocator is counted on to give out: without kernels, and what the heap keeps."""
+    return needs.cache_bytes + needs.workspace_bytes - needs.workspace["kernels"] - needs.workspace["heap"]
+
+
 def peak_bytes(work: Callable[[], object]) -> int:
     """The most bytes that torch's allocator of the CPU gave out at once for some work."""
     with torch.inference_mode():
@@ -111,8 +116,7 @@ def test_generating_stays_within_what_was_counted(packed: Callable[[str], Any], 
     model = bitstack.load(packed(kind).path, "100%", "cpu", dtype, use=Use(context=60, batch=16, prompt=56))
     ids = torch.randint(2, 250, (16, 56))
     sampling = {"do_sample": True, "top_k": 20, "top_p": 0.9, "pad_token_id": 0, "min_new_tokens": 4}
-    needs = model.bitstack.needs
-    counted = needs.cache_bytes + needs.workspace_bytes - CPU_KERNELS
+    counted = in_use(model.bitstack.needs)
     most = peak_bytes(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **sampling))
     assert most <= counted + (1 << 20)
     assert counted < 6 * most
@@ -130,7 +134,7 @@ def test_measuring_stays_within_what_was_counted(packed: Callable[[str], Any], k
         torch.nn.functional.cross_entropy(logits[0].float(), ids[0])
 
     needs = model.bitstack.needs
-    assert peak_bytes(measure) <= needs.cache_bytes + needs.workspace_bytes - CPU_KERNELS + (1 << 20)
+    assert peak_bytes(measure) <= in_use(needs) + (1 << 20)
     assert (needs.cache_bytes == 0) == (kind == "bert")
 
 
@@ -142,6 +146,8 @@ def test_a_use_that_says_nothing_is_of_a_usual_context(packed: Callable[[str], A
     needs = elastic.needs
     assert (needs.context, needs.batch, needs.cache_bytes) == (1000, 3, 1000 * 3 * 2 * 2 * 2 * 16 * 4)
     assert needs.cache_shape == "1000 tokens x 3, 2 layers, float32"
+    assert needs.workspace["kernels"] == CPU_KERNELS
+    assert needs.workspace["heap"] in (int(share * in_use(needs)) for share in (CPU_HEAP, CPU_HEAP_STEADY))
     assert CONTEXT == 4096
 
 
@@ -157,3 +163,4 @@ def test_on_a_gpu_the_kernels_and_libraries_take_more(packed: Callable[[str], An
     needs = needs_of(shell.model, elastic.container, torch.device("cuda"), torch.bfloat16, Use(64))
     assert needs.workspace["kernels"] == (160 << 20) + (1 << 25) * 2 + 72 * len(elastic.container)
     assert needs.cache_bytes == elastic.needs.cache_bytes // 2
+    assert "heap" not in needs.workspace

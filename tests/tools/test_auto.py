@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 
 import bsformat
+from bitstack import loader
 from bitstack.loader import budget as budgets
-from bitstack.loader import free as freeing
 from bitstack.loader import read_events
 from bitstack.loader.free import Free
 from tests.tools.conftest import Bstk
 
 SPARE = 64 << 20
-KERNELS = 16 << 20
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the C library was told: nothing, for the sake of the tests to come in this process."""
+    out: list[str] = []
+    monkeypatch.setattr(loader, "steady_heap", lambda: out.append("steady"))
+    monkeypatch.setattr(loader, "heap_is_steady", lambda: bool(out))
+    return out
 
 
 @pytest.fixture
@@ -25,7 +33,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def say(size: int) -> None:
         reading = Free(size, 1 << 40, "a test")
         monkeypatch.setattr(budgets, "free_memory", lambda device: reading)
-        monkeypatch.setattr(freeing, "free_memory", lambda device: reading)
+        monkeypatch.setattr(loader, "free_memory", lambda device: reading)
 
     return say
 
@@ -68,10 +76,17 @@ def test_generate_leaves_room_for_its_prompt_and_answer(bstk: Bstk, tiny_bstk: P
     assert longer["workspace"]["activations"] < 500 * auto["workspace"]["activations"] // 8  # the prompt is as long
 
 
-def test_generate_within_what_is_left(bstk: Bstk, tiny_bstk: Path, free: Callable[[int], None]) -> None:
+def test_generate_within_what_is_left(
+    bstk: Bstk, tiny_bstk: Path, free: Callable[[int], None], told: list[str]
+) -> None:
     command = ("generate", tiny_bstk, "--prompt", "the", "--max-new-tokens", 2, "--json")
     free(1 << 30)
+    loose = bstk(*command).json["auto"]
+    assert told == []
+    free(loose["cache_bytes"] + loose["workspace_bytes"] + SPARE + 100)
     auto = bstk(*command).json["auto"]
+    assert told == ["steady"]  # memory is short: holes in the heap are more than there is room for
+    assert auto["workspace"]["heap"] < loose["workspace"]["heap"] / 20
     beside = auto["cache_bytes"] + auto["workspace_bytes"] + SPARE
     free(beside + (40 << 10))
     out = bstk(*command).json
@@ -86,8 +101,11 @@ def test_generate_within_what_is_left(bstk: Bstk, tiny_bstk: Path, free: Callabl
     assert ended.err.count("\n") == 1
 
 
-def test_plan_says_what_auto_comes_to(bstk: Bstk, tiny_bstk: Path, free: Callable[[int], None]) -> None:
+def test_plan_says_what_auto_comes_to(
+    bstk: Bstk, tiny_bstk: Path, free: Callable[[int], None], told: list[str]
+) -> None:
     free(1 << 30)
+    told.append("steady")
     command = ("plan", tiny_bstk, "--budget", "auto")
     out = bstk(*command, "--json").json
     assert balanced(out["auto"])
