@@ -51,12 +51,16 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _free_on_cuda(device: torch.device) -> Free:
+    # Not all of these take a device without a number.
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     kept = max(0, torch.cuda.memory_reserved(device) - allocated)
     out = Free(free + kept, total, f"memory of {device}")
     # torch refuses to reserve beyond the share that it was given, however much the driver has.
-    fraction = torch.cuda.get_per_process_memory_fraction(device)
+    fraction = 1.0
+    with suppress(AttributeError, RuntimeError):  # older versions, and other allocators, have no share
+        fraction = torch.cuda.get_per_process_memory_fraction(device)
     if fraction < 1:
         share = int(fraction * total)
         if share - allocated < out.bytes:

@@ -148,10 +148,9 @@ def test_auto_is_refused_where_nobody_knows(
     assert resolve_budget("9KiB", container, CPU) == 9 << 10
 
 
-class Driver:
+class Gpu:
     """What torch says of a GPU of 10 GiB of which the driver has 1000 MiB, torch's allocator 300 MiB."""
 
-    fraction = 1.0
     asked: ClassVar[list[torch.device]] = []
 
     @classmethod
@@ -163,6 +162,8 @@ class Driver:
 
             return ask
 
+        cls.asked.clear()
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
         monkeypatch.setattr(torch.cuda, "mem_get_info", answer((1000 << 20, 10 << 30)))
         monkeypatch.setattr(torch.cuda, "memory_reserved", answer(300 << 20))
         monkeypatch.setattr(torch.cuda, "memory_allocated", answer(80 << 20))
@@ -172,17 +173,28 @@ class Driver:
 def test_on_cuda_what_the_allocator_keeps_unused_is_free(
     container: bsformat.Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Driver.install(monkeypatch)
+    Gpu.install(monkeypatch)
     gpu = torch.device("cuda:1")
     decided = auto_budget(gpu, None, least=0, most=9 << 30)
     assert decided.free.bytes == (1000 + 300 - 80) << 20
     assert decided.free.bound == "memory of cuda:1"
     assert decided.budget == (1220 - 128) << 20
     assert resolve_budget("auto", container, gpu) == container.total_bytes
-    assert set(Driver.asked) == {gpu}
+    assert set(Gpu.asked) == {gpu}
 
 
 @pytest.mark.parametrize(("fraction", "left"), [(0.05, (512 - 80) << 20), (0.001, 0), (0.9, 1220 << 20)])
 def test_on_cuda_torch_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, fraction: float, left: int) -> None:
-    Driver.install(monkeypatch, fraction)
+    Gpu.install(monkeypatch, fraction)
     assert free_bytes(torch.device("cuda")) == left
+    assert set(Gpu.asked) == {torch.device("cuda:3")}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not with this allocator"), AttributeError("no such function")])
+def test_on_cuda_a_share_that_cannot_be_told_is_none(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(device: torch.device) -> float:
+        raise error
+
+    Gpu.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fail)
+    assert free_bytes(torch.device("cuda:0")) == 1220 << 20
