@@ -20,8 +20,8 @@ CONTEXT: Final = 4096
 #: compiled loops and the libraries behind them take when they first run.
 CPU_KERNELS: Final = 80 << 20
 #: What the heap of a CPU keeps beyond what is in use, of cache, activations and logits. A cache that grows by a token
-#: is a new tensor of another size; as glibc is by default, the holes that they leave fill up slowly: measured 5.5 with
-#: 1556 tokens of SmolLM2-135M. With a steady heap (`bitstack.loader.steady_heap`) nothing was measured.
+#: is a new tensor of another size; as glibc is by default, the holes that they leave fill up slowly: measured 5 with
+#: 1536 tokens of SmolLM2-135M (`tools/bench/heap.py`), and nothing with a steady heap (`bitstack.loader.steady_heap`).
 CPU_HEAP: Final = 6.0
 CPU_HEAP_STEADY: Final = 0.25
 #: Elements of W that are rebuilt at once on a GPU.

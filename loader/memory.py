@@ -25,8 +25,8 @@ def steady_heap() -> bool:
     """Have the C library give every allocation from `OWN_PAGES` on pages of its own, which go back when it is freed.
 
     glibc begins so, but learns from what is freed and soon puts tensors of up to 32 MiB on its heap, where they leave
-    holes: generating then holds several times the memory that is in use. This holds for the whole process and for good;
-    fresh pages cost a tenth to a fifth more processor time.
+    holes: generating then holds several times the memory that is in use. This holds for the whole process and for good.
+    Fresh pages cost processor time: `tools/bench/heap.py` measures how much.
 
     Returns:
         Whether the C library was told so; False where it is another one.
