@@ -2,8 +2,8 @@
 
 Reads a prompt and writes a few tokens on the CPU, in processes of their own: with the heap as it is by default, and
 with a steady one (`bitstack.loader.steady_heap`). Prints as JSON the most bytes that torch's allocator gave out at
-once; by how much the process grew at the peak of its first answer, and had grown after it, what libraries take when they
-first run included; and, of later answers, processor seconds of the prompt and of a token. Linux only.
+once; by how much the process grew at the peak of its first answer, and had grown after it, what libraries take when
+they first run included; and, of later answers, processor seconds of the prompt and of a token. Linux only.
 """
 
 import argparse
