@@ -94,19 +94,18 @@ class Elastic:
     def decide_auto(self) -> loader.AutoBudget:
         """What ``auto`` comes to now; `auto` keeps it.
 
-        Where memory is short on a CPU, the heap of this process becomes steady first: see `loader.steady_heap`.
-
         Raises:
             BudgetError: it is below the minimum, or the free memory cannot be told.
         """
-        planner, wider, device = self.container.planner, self._shell.widening, self._shell.device
-        held = self.resident_bytes if self.plan.n_blocks else 0
-        least, most = planner.minimum_bytes + wider, planner.total_bytes + wider
-        if device.type == "cpu" and not loader.heap_is_steady():
-            free = loader.free_memory(device)
-            if free is not None and loader.AutoBudget.of(device, free, self.needs, held, least, most).room < most:
-                loader.steady_heap()
-        self.auto = loader.auto_budget(device, self.needs, least=least, most=most, held=held, where=self.container.uri)
+        planner, wider = self.container.planner, self._shell.widening
+        self.auto = loader.auto_budget(
+            self._shell.device,
+            lambda: self.needs,
+            least=planner.minimum_bytes + wider,
+            most=planner.total_bytes + wider,
+            held=self.resident_bytes if self.plan.n_blocks else 0,
+            where=self.container.uri,
+        )
         return self.auto
 
     def plan_for(self, budget: int) -> Plan:

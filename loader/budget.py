@@ -1,6 +1,6 @@
 """What a budget means in bytes, on this machine and for this file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -9,6 +9,7 @@ import torch
 from bsformat import Container, format_size, parse_size
 from bsformat.errors import BudgetError
 
+from . import memory
 from .free import Free, free_memory
 
 #: Of what is free, what ``auto`` keeps for all that nobody counted: 1 in so many bytes, but see the bounds.
@@ -62,13 +63,6 @@ class AutoBudget:
     least: int
     most: int
 
-    @classmethod
-    def of(
-        cls, device: torch.device, free: Free, needs: Needs | None, held: int, least: int, most: int
-    ) -> "AutoBudget":
-        """With the usual spare."""
-        return cls(str(device), free, held, needs, spare_bytes(free.bytes, device), least, most)
-
     @property
     def room(self) -> int:
         """Bytes that are left for weights; negative where even the rest does not fit."""
@@ -115,13 +109,21 @@ def spare_bytes(memory: int, device: torch.device) -> int:
 
 
 def auto_budget(
-    device: torch.device, needs: Needs | None, *, least: int, most: int, held: int = 0, where: str = ""
+    device: torch.device,
+    needs: Callable[[], Needs] | None,
+    *,
+    least: int,
+    most: int,
+    held: int = 0,
+    where: str = "",
 ) -> AutoBudget:
     """What fits into the free memory of a device just now.
 
+    Where memory is short on a CPU, the heap of this process becomes steady first: see `steady_heap`.
+
     Args:
-        needs: what the model takes beside its weights. A cache that it holds already is counted once more: what it has
-            in use nobody can tell from outside.
+        needs: what the model takes beside its weights, with the heap as it is at the call; None: not known. A cache
+            that the model holds already is counted once more: what it has in use nobody can tell from outside.
         least, most: bytes of the smallest and of the largest prefix of the file.
         held: bytes of weights that are resident on the device already.
         where: path or URI, for messages.
@@ -134,15 +136,23 @@ def auto_budget(
         raise BudgetError(
             f"the free memory of {device} cannot be told: name a budget, as 80MiB", reason="budget-invalid"
         )
-    decided = AutoBudget.of(device, free, needs, held, least, most)
-    if decided.room < least:
+
+    def decided() -> AutoBudget:
+        spare = spare_bytes(free.bytes, device)
+        return AutoBudget(str(device), free, held, needs() if needs else None, spare, least, most)
+
+    out = decided()
+    if needs and out.room < most and device.type == "cpu" and not memory.heap_is_steady():
+        memory.steady_heap()
+        out = decided()
+    if out.room < least:
         raise BudgetError(
-            f"{decided}, below the minimum of this file, {least} bytes ({format_size(least)}): use a shorter context "
+            f"{out}, below the minimum of this file, {least} bytes ({format_size(least)}): use a shorter context "
             "or a smaller batch, free some memory, or name a budget",
             where=where,
             reason="budget-too-small",
         )
-    return decided
+    return out
 
 
 def resolve_budget(budget: int | str | None, container: Container, device: torch.device) -> int:

@@ -11,6 +11,7 @@ import torch
 
 import bsformat
 from bitstack.loader import auto_budget, cgroup, free, free_bytes, resolve_budget
+from bitstack.loader import memory as memory_module
 from bsformat.errors import BudgetError
 
 CPU = torch.device("cpu")
@@ -54,6 +55,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     """Writes /proc/meminfo; there are no control groups."""
     monkeypatch.setattr(free, "MEMINFO", str(tmp_path / "meminfo"))
     monkeypatch.setattr(cgroup, "PROC", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(memory_module, "heap_is_steady", lambda: True)  # so that it is not told, for the tests to come
 
     def write(text: str) -> None:
         (tmp_path / "meminfo").write_text(text)
@@ -88,7 +90,7 @@ def test_auto_leaves_room_and_says_how_it_came_about(memory: Callable[[str], Non
     memory(f"MemTotal: 9000000 kB\nMemAvailable: {4 << 20} kB\n")
     spare = (4 << 30) // 20
     needs = FixedNeeds()
-    decided = auto_budget(CPU, needs, least=1000, most=9 << 30, held=1 << 20)
+    decided = auto_budget(CPU, lambda: needs, least=1000, most=9 << 30, held=1 << 20)
     assert decided.budget == decided.room == (4 << 30) + (1 << 20) - (8 << 20) - spare
     assert str(decided) == (
         "auto: 4.0 GiB free on cpu (system memory) + 1.0 MiB held - 5.0 MiB cache (7 tokens x 2) - 3.0 MiB workspace "
@@ -119,7 +121,24 @@ def test_auto_below_the_minimum_is_refused_with_the_sum(
     assert caught.value.reason == "budget-too-small"
     assert caught.value.where == container.uri
     with pytest.raises(BudgetError, match=r"MiB too little.*use a shorter context"):
-        auto_budget(CPU, FixedNeeds(), least=0, most=1)
+        auto_budget(CPU, FixedNeeds, least=0, most=1)
+
+
+def test_where_memory_is_short_the_heap_becomes_steady(
+    memory: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(memory_module, "steady_heap", lambda: told.append(True))
+    monkeypatch.setattr(memory_module, "heap_is_steady", lambda: bool(told))
+
+    def needs() -> FixedNeeds:
+        return FixedNeeds(workspace_bytes=(3 if told else 300) << 20)
+
+    memory(f"MemAvailable: {1 << 20} kB\n")
+    assert auto_budget(CPU, needs, least=0, most=400 << 20).needs == FixedNeeds(workspace_bytes=300 << 20)
+    assert told == []
+    assert auto_budget(CPU, needs, least=0, most=900 << 20).needs == FixedNeeds()
+    assert told == [True]
 
 
 @pytest.mark.parametrize("meminfo", [None, "MemFree: 7 kB\n", "MemAvailable: much\n"])

@@ -10,7 +10,7 @@ import pytest
 import bsformat
 from bitstack import loader
 from bitstack.loader import budget as budgets
-from bitstack.loader import read_events
+from bitstack.loader import memory, read_events
 from bitstack.loader.free import Free
 from tests.tools.conftest import Bstk
 
@@ -21,8 +21,9 @@ SPARE = 64 << 20
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the C library was told: nothing, for the sake of the tests to come in this process."""
     out: list[str] = []
-    monkeypatch.setattr(loader, "steady_heap", lambda: out.append("steady"))
-    monkeypatch.setattr(loader, "heap_is_steady", lambda: bool(out))
+    for module in (loader, memory):  # where the loader and who uses it look
+        monkeypatch.setattr(module, "steady_heap", lambda: out.append("steady"))
+        monkeypatch.setattr(module, "heap_is_steady", lambda: bool(out))
     return out
 
 
@@ -33,7 +34,6 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def say(size: int) -> None:
         reading = Free(size, 1 << 40, "a test")
         monkeypatch.setattr(budgets, "free_memory", lambda device: reading)
-        monkeypatch.setattr(loader, "free_memory", lambda device: reading)
 
     return say
 
