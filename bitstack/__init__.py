@@ -13,8 +13,10 @@ from bsformat import __version__
 
 if TYPE_CHECKING:
     from .api import Elastic, load, load_tokenizer
+    from .automatic import govern
     from .evaluation import perplexity
     from .layers import BitStackEmbedding, BitStackLinear
+    from .needs import Use
     from .pipeline import Packed, pack
     from .recipe import Recipe
     from .recipe_file import load_recipe
@@ -25,6 +27,8 @@ _HOMES = {
     "Elastic": "api",
     "Packed": "pipeline",
     "Recipe": "recipe",
+    "Use": "needs",
+    "govern": "automatic",
     "load": "api",
     "load_recipe": "recipe_file",
     "load_tokenizer": "api",
@@ -38,7 +42,9 @@ __all__ = [
     "Elastic",
     "Packed",
     "Recipe",
+    "Use",
     "__version__",
+    "govern",
     "load",
     "load_recipe",
     "load_tokenizer",

@@ -14,6 +14,7 @@ from bitstack import loader
 from bsformat import Container, Plan, format_size
 from bsformat.errors import BudgetError, ModelError
 
+from .needs import Needs, Use, needs_of
 from .shell import Shell
 
 
@@ -22,10 +23,14 @@ class Elastic:
 
     Attributes:
         container: the open file; it counts the requests and bytes of all reads in ``container.source``.
+        use: what ``auto`` leaves room for: the context, the batch.
+        auto: what ``auto`` came to when it was last asked for, and why; None if it never was.
     """
 
-    def __init__(self, container: Container, shell: Shell) -> None:
+    def __init__(self, container: Container, shell: Shell, use: Use | None = None) -> None:
         self.container = container
+        self.use = Use() if use is None else use
+        self.auto: loader.AutoBudget | None = None
         self._shell = shell
         self._resident = loader.Resident(container, shell)
         self._growth: loader.Growth | None = None
@@ -46,6 +51,17 @@ class Elastic:
         return self._shell.widening
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._shell.device
+
+    @property
+    def needs(self) -> Needs:
+        """What the model takes beside its weights for its `use`."""
+        shell, steady = self._shell, loader.heap_is_steady()
+        return needs_of(shell.model, self.container, shell.device, shell.dtype, self.use, steady=steady)
+
+    @property
     def growth(self) -> loader.Growth | None:
         """The last growth in the background, under way or ended; None if there was none."""
         return self._growth
@@ -58,7 +74,8 @@ class Elastic:
         resize that comes while another is under way takes its place, growth in the background included.
 
         Args:
-            budget: bytes, a size, a percentage of all blocks, or ``auto``; counts every resident byte of the weights.
+            budget: bytes, a size, a percentage of all blocks, or ``auto``: what is free now and held already, less the
+                cache and the workspace of the model's `use`; counts every resident byte of the weights.
             progress: called with the number of bytes added or dropped since the last call; what it raises ends the
                 resize, as any failure does.
 
@@ -117,13 +134,12 @@ class Elastic:
         Raises:
             BudgetError: it is no budget, or below the minimum.
         """
+        if budget is None or budget == "auto":
+            return self.plan_for(self.decide_auto().budget)
         wanted = loader.resolve_budget(budget, self.container, self._shell.device)
-        automatic = budget in (None, "auto")
-        if (isinstance(budget, str) and budget.strip().endswith("%")) or (
-            automatic and wanted >= self.container.total_bytes
-        ):
+        if isinstance(budget, str) and budget.strip().endswith("%"):
             return self.container.planner.plan(wanted)  # a share of the blocks, whatever type they are computed in
-        return self.plan_for(wanted + (self.resident_bytes if automatic else 0))
+        return self.plan_for(wanted)
 
     def _start(
         self, budget: int | str | None, progressive: bool | int | str, progress: Callable[[int], object]
@@ -137,6 +153,23 @@ class Elastic:
             plan = first if first.n_blocks < plan.n_blocks else plan
         self._resident.move_to(plan, progress)
         return plan
+
+    def decide_auto(self) -> loader.AutoBudget:
+        """What ``auto`` comes to now; `auto` keeps it.
+
+        Raises:
+            BudgetError: it is below the minimum, or the free memory cannot be told.
+        """
+        planner, wider = self.container.planner, self._shell.widening
+        self.auto = loader.auto_budget(
+            self._shell.device,
+            lambda: self.needs,
+            least=planner.minimum_bytes + wider,
+            most=planner.total_bytes + wider,
+            held=self.resident_bytes if self.plan.n_blocks else 0,
+            where=self.container.uri,
+        )
+        return self.auto
 
     def plan_for(self, budget: int) -> Plan:
         """The prefix for ``budget`` bytes, with raw tensors in the type that this model computes in.
@@ -181,6 +214,9 @@ def load(
     network: bsformat.Network | None = None,
     cache: bsformat.BlockCache | bool = True,
     progressive: bool | int | str = False,
+    use: Use | None = None,
+    context: int | None = None,
+    batch: int = 1,
     progress: Callable[[int], object] = lambda n: None,
     watch: Callable[[Plan], object] = lambda plan: None,
     **storage_options: Any,
@@ -193,12 +229,16 @@ def load(
     Args:
         uri: a path, ``http(s)://``, ``s3://``, anything fsspec opens, or an open container.
         budget: resident bytes of the weights: a number, ``80MiB``, ``60%`` of all blocks, or ``auto`` (or None):
-            what the device has free.
+            what the device has free, less room for a cache of keys and values and for the workspace of a pass, at most
+            all blocks; ``model.bitstack.auto`` says how it came about.
         device: where the weights go; None: CUDA if there is one, else the CPU.
         dtype: what the model computes in; None: bfloat16 on CUDA, float32 on the CPU.
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
+        context, batch: what ``auto`` leaves room for: tokens of a sequence, prompt and answer together (None: 4096, or
+            what the model can read, if that is less), and sequences at once.
+        use: the same in more detail, in place of both.
         progressive: return as soon as the smallest useful prefix is in (`bitstack.loader.useful_plan`), or the prefix
             of another budget if it is one, and grow to ``budget`` in the background; see `Elastic.grow`, and
             ``model.bitstack.growth`` for what becomes of it.
@@ -219,7 +259,7 @@ def load(
     )
     try:
         shell = Shell(container, device=place, dtype=kind)
-        elastic = Elastic(container, shell)
+        elastic = Elastic(container, shell, use or Use(context, batch))
         elastic._start(budget, progressive, progress)
         shell.check_complete()
     except BaseException:

@@ -13,10 +13,16 @@ from .text import Windows
 
 #: Positions whose logits are turned into losses at once.
 _LOSS_ROWS = 256
+#: Tokens that go through the model at once.
+BATCH_TOKENS = 2048
 
 
 def perplexity(
-    model: Any, windows: Windows, *, batch_tokens: int = 2048, progress: Callable[[int], object] = lambda n: None
+    model: Any,
+    windows: Windows,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], object] = lambda n: None,
 ) -> float:
     """exp of the mean negative log-likelihood of every label: of every token but the first of its window, or of what
     a masked language model is asked for; windows stand alone.

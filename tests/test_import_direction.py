@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "loader": frozenset({"bsformat"}),
     "tools": frozenset(PACKAGES),
 }
-# The composition root: the one module of its folder that may know the loader.
-EXCEPTIONS = {"bitstack/api.py": frozenset({"loader"})}
+# The composition root, and what budgets itself on top of it: the modules of their folder that may know the loader.
+EXCEPTIONS = {name: frozenset({"loader"}) for name in ("bitstack/api.py", "bitstack/automatic.py")}
 
 # Folder -> third-party packages that it may import; a folder not listed may import whatever pyproject.toml declares.
 THIRD_PARTY = {

@@ -1,8 +1,8 @@
 """The command ``bstk``: what it takes, and how it ends.
 
 Exit codes: 0 done; 1 the file or the run failed, with one line on stderr; 2 wrong usage; 130 interrupted. Results
-go to stdout, progress to stderr, and only if that is a terminal. Commands are imported when they run, so that help
-and usage errors answer at once, without torch.
+go to stdout, progress to stderr, and only if that is a terminal; what ``auto`` came to goes to stderr too. Commands are
+imported when they run, so that help and usage errors answer at once, without torch.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from .ending import ended
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
 _EPILOG = """\
 URI is a path, file://, http(s)://, s3://, hf://, or anything else that fsspec opens.
-SIZE is 80MiB, 3.5GiB, 80MB, a number of bytes, 60% (of all blocks), or auto (what the device has free).
+SIZE is 80MiB, 3.5GiB, 80MB, a number of bytes, 60% (of all blocks), or auto: what the device has free, less
+the cache of keys and values, the workspace of a pass, and a spare; stderr says how it came about.
 Exit codes: 0 done, 1 the file or the run failed (one line on stderr says why), 2 wrong usage."""
 
 

@@ -11,12 +11,14 @@ from bsformat import Container
 from bsformat.errors import ModelError
 
 from . import plot
-from .console import print_json, quiet_libraries, reporter
+from .console import print_json, quiet_libraries, reporter, say
 from .generate_command import check_budgets
 from .options import source_options
 
 if TYPE_CHECKING:
     import torch
+
+    from bitstack.loader import AutoBudget
 
     from .evaluation.baselines import Calibration
     from .evaluation.dense import Dense
@@ -108,8 +110,12 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
     quiet_libraries()
     device = find_device(args.device)
     dtype = find_dtype(args.dtype) or default_dtype(device)
+    decided = automatic(args, container, device, dtype)
     # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.
-    budgets: dict[int, str | int] = {resolve_budget(b, container, device): b for b in args.budgets}
+    budgets: dict[int, str | int] = {}
+    for budget in args.budgets:
+        size = decided.budget if decided and budget == "auto" else resolve_budget(budget, container, device)
+        budgets[size] = size if budget == "auto" else budget
     tokenizer = bitstack.load_tokenizer(container)
     texts = [Text.read(tokenizer, path, args.window, args.windows) for path in args.texts]
     yardstick = Yardstick(texts, tokenizer, _zero_shot(args, tokenizer))
@@ -125,6 +131,7 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
         "text": texts[0].record,
         "texts": [text.record for text in texts],
         "dtype": str(dtype).removeprefix("torch."),
+        "auto": decided.to_json() if decided else None,
         "zero_shot": yardstick.zero_shot.record if yardstick.zero_shot else None,
         "points": [ours[size] for size in sorted(budgets)],
         "compare": {
@@ -145,6 +152,22 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
         "hardware": hardware(device),
         "versions": versions() | rivals.libraries,
     }
+
+
+def automatic(
+    args: argparse.Namespace, container: Container, device: "torch.device", dtype: Any
+) -> "AutoBudget | None":
+    """What ``auto`` comes to, if it is among the budgets, with room for what goes through the model at once."""
+    if "auto" not in args.budgets:
+        return None
+    from bitstack.automatic import plan_auto
+    from bitstack.evaluation import BATCH_TOKENS
+    from bitstack.needs import Use
+
+    batch = max(1, BATCH_TOKENS // args.window, args.batch_size if args.zero_shot else 1)
+    decided, _ = plan_auto(container, device, dtype, Use(args.window, batch, logits="all", cached=False))
+    say(decided)
+    return decided
 
 
 @dataclass(slots=True)

@@ -2,31 +2,40 @@
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bsformat
 from bsformat import BstkError, Container
 from bsformat.errors import BudgetError, ModelError
 
 from .console import exact_size, print_json, quiet_libraries, reporter, say
+from .governing import check_bounds, first_budget, governed, is_governed
 from .options import source_options
+
+if TYPE_CHECKING:
+    from bitstack import Use
 
 
 def run(args: argparse.Namespace) -> int:
     """Load within the budget and print the text, and nothing else."""
     with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
         check_budgets(container, [args.budget])
+        check_bounds(container, args)
         import bitstack
 
-        from .devices import find_device, find_dtype
+        from .devices import default_dtype, find_device, find_dtype
 
         quiet_libraries()
         started = time.monotonic()
-        device, dtype = find_device(args.device), find_dtype(args.dtype)
+        device = find_device(args.device)
+        dtype, use = find_dtype(args.dtype) or default_dtype(device), intended(container, args)
+        budget, auto = first_budget(container, args, device, dtype, use)
+        if auto is not None:
+            say(auto)
         if args.progressive:
-            model = bitstack.load(container, args.budget, device, dtype, progressive=True)
+            model = bitstack.load(container, budget, device, dtype, use=use, progressive=True)
         else:
-            model = load_with_bar(container, args.budget, device, dtype)
+            model = load_with_bar(container, budget, device, dtype, use=use)
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ModelError(
                 f"is a {type(model).__name__}, which continues no prompt; bitstack.load gives it to a program",
@@ -35,15 +44,16 @@ def run(args: argparse.Namespace) -> int:
             )
         tokenizer = bitstack.load_tokenizer(container)
         loaded = time.monotonic()
-        text, tokens = complete(
-            model,
-            tokenizer,
-            args.prompt,
-            args.max_new_tokens,
-            raw=args.raw,
-            temperature=args.temperature,
-            seed=args.seed,
-        )
+        with governed(model, args) as decisions:
+            text, tokens = complete(
+                model,
+                tokenizer,
+                args.prompt,
+                args.max_new_tokens,
+                raw=args.raw,
+                temperature=args.temperature,
+                seed=args.seed,
+            )
         finished = time.monotonic()
         grown = ended_growth(model.bitstack) if args.progressive else {}
         if args.json:
@@ -54,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
                     "root": container.root,
                     "budget": args.budget,
                     "budget_bytes": model.bitstack.plan.budget,
+                    "auto": auto.to_json() if auto else None,
+                    "governor": decisions,
                     "resident_bytes": model.bitstack.resident_bytes,
                     "n_blocks": model.bitstack.plan.n_blocks,
                     "bytes_read": container.source.bytes_read,
@@ -101,12 +113,22 @@ def check_budgets(container: Container, budgets: list[str]) -> None:
             container.plan(budget)
 
 
-def load_with_bar(container: Container, budget: str | int, device: Any, dtype: Any) -> Any:
+def intended(container: Container, args: argparse.Namespace) -> "Use":
+    """What ``auto`` leaves room for: this prompt and its answer, or a longer context if one is stated."""
+    import bitstack
+
+    if args.budget != "auto" and not is_governed(args):
+        return bitstack.Use()
+    prompt = _inputs(bitstack.load_tokenizer(container), args.prompt, args.raw)["input_ids"].shape[1]
+    return bitstack.Use(max(prompt + args.max_new_tokens, args.context or 1), prompt=max(1, prompt))
+
+
+def load_with_bar(container: Container, budget: str | int, device: Any, dtype: Any, **options: Any) -> Any:
     """`bitstack.load`, with a bar over the resident bytes."""
     import bitstack
 
     with reporter().stage("load", expected_bytes(container, budget), "B") as advance:
-        return bitstack.load(container, budget, device, dtype, progress=advance)
+        return bitstack.load(container, budget, device, dtype, progress=advance, **options)
 
 
 def expected_bytes(container: Container, budget: str | int) -> int:

@@ -149,6 +149,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_room(parser: argparse.ArgumentParser, usual: str) -> None:
+    """What ``--budget auto`` leaves room for."""
+    help_text = f"tokens of one sequence that --budget auto leaves room for (default: {usual})"
+    parser.add_argument("--context", metavar="N", type=whole(1), help=help_text)
+
+
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Options of ``bstk pack``."""
     add = parser.add_argument
@@ -208,7 +214,11 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--budget", metavar="SIZE", type=size, help="resident bytes of the weights")
     wanted.add_argument("--perplexity", metavar="P", type=positive, help="the perplexity to reach")
-    parser.add_argument("--device", help="the device that --budget auto asks; default: cuda if there is one")
+    add_room(parser, "4096, or what the model can read, if that is less")
+    parser.add_argument(
+        "--batch", metavar="N", type=whole(1), default=1, help="and so many sequences at once (default: %(default)s)"
+    )
+    add_device(parser)
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -221,12 +231,22 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--temperature", metavar="T", type=not_negative, default=0.0, help="above 0: sample (default: 0, greedy)")
     add("--seed", metavar="N", type=whole(0), default=0, help="seed of the sampling (default: %(default)s)")
+    add_room(parser, "the prompt and --max-new-tokens")
     add(
         "--progressive",
         action="store_true",
         help="begin to write with the smallest useful prefix, while the rest of the budget streams in behind it",
     )
     add_device(parser)
+    add_governor(parser)
+
+
+def add_governor(parser: argparse.ArgumentParser) -> None:
+    """Growing and shrinking while the model runs; any of these turns it on."""
+    add = parser.add_argument_group("where the free memory varies: grow and shrink with it, between").add_argument
+    add("--floor", metavar="SIZE", type=exact, help="the smallest budget (default: the minimum of the file)")
+    add("--ceiling", metavar="SIZE", type=exact, help="the largest budget (default: all blocks)")
+    add("--governor-log", metavar="FILE", help="write every decision into this file, one JSON object a line")
 
 
 def add_fetch(parser: argparse.ArgumentParser) -> None:

@@ -2,44 +2,64 @@
 
 import argparse
 from bisect import bisect_left
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bsformat
 from bsformat import BstkError, Container, Plan, format_size
 
 from . import summary
-from .console import exact_size, number, print_json, printable
+from .console import exact_size, number, print_json, printable, quiet_libraries
 from .curve import Point
 from .options import source_options
 from .page import field
+
+if TYPE_CHECKING:
+    from bitstack.loader import AutoBudget
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, as text or JSON."""
     with bsformat.open(args.uri, root=args.root, **source_options(args)) as container:
+        decided = None
         if args.perplexity is not None:
             plan = prefix_for(container, args.perplexity)
             asked = f"perplexity {args.perplexity:g}"
         elif args.budget == "auto":
-            plan = container.plan(_free(container, args.device))
+            decided, plan = automatic(container, args)
             asked = "auto"
         else:
             plan = container.plan(args.budget)
             asked = args.budget
         out = describe(container, plan, asked)
         if args.json:
-            print_json(out)
+            print_json(out | {"auto": decided.to_json() if decided else None})
         else:
+            if decided:
+                print(decided)
             print(text(container, plan, out, args.perplexity))
     return 0
 
 
-def _free(container: Container, device: str | None) -> int:
-    from bitstack.loader import resolve_budget
+def automatic(container: Container, args: argparse.Namespace) -> tuple["AutoBudget", Plan]:
+    """What ``auto`` comes to, and what it buys; of a file without a model of transformers nothing but blocks is known.
 
-    from .devices import find_device
+    Raises:
+        BudgetError: it is below the minimum.
+    """
+    from bitstack.automatic import plan_auto
+    from bitstack.loader import auto_budget
+    from bitstack.needs import Use
 
-    return resolve_budget("auto", container, find_device(device))
+    from .devices import default_dtype, find_device, find_dtype
+
+    quiet_libraries()
+    device = find_device(args.device)
+    if any(item.name == "config.json" for item in container.metadata.attachments):
+        dtype = find_dtype(args.dtype) or default_dtype(device)
+        return plan_auto(container, device, dtype, Use(args.context, args.batch))
+    least, most = container.minimum_bytes, container.total_bytes
+    decided = auto_budget(device, None, least=least, most=most, where=container.uri)
+    return decided, container.plan(decided.budget)
 
 
 def prefix_for(container: Container, perplexity: float) -> Plan:

@@ -46,8 +46,8 @@ def small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that even the tiny file takes some twenty requests, four at once."""
     from bitstack.loader import stream_blocks
 
-    def small(container: bsformat.Container, first: int, stop: int) -> Any:
-        return stream_blocks(container, first, stop, request_bytes=2000)
+    def small(container: bsformat.Container, first: int, stop: int, **options: Any) -> Any:
+        return stream_blocks(container, first, stop, request_bytes=2000, **options)
 
     monkeypatch.setattr("bitstack.loader.resident.stream_blocks", small)
 
