@@ -9,15 +9,17 @@ Blocks without signs (`LowRankBlock`) and blocks of few entries (`SparseBlock`) 
 Importing this package imports torch, but neither triton nor any kernel: the first call that needs them loads them.
 """
 
-from .backends import available_backends
+from .backends import BACKENDS, available_backends
 from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
 from .dispatch import linear, rebuild, rows
+from .preference import set_backend
 from .sparse import SparseBlock
 from .table import Room, Table, segments
 from .walk import walk_columns
 
 __all__ = [
+    "BACKENDS",
     "Chain",
     "LowRankBlock",
     "Room",
@@ -30,5 +32,6 @@ __all__ = [
     "rebuild",
     "rows",
     "segments",
+    "set_backend",
     "walk_columns",
 ]

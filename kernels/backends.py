@@ -10,6 +10,7 @@ import torch
 
 from .chain import Chain
 from .devices import has_bit_products
+from .preference import asked
 from .table import Table, table_of
 
 BACKENDS: Final = ("hopper", "triton", "numba", "torch", "reference")
@@ -165,17 +166,21 @@ def available_backends(device: torch.device | str) -> tuple[str, ...]:
 
 
 def choose(backend: str, device: torch.device) -> Operations:
-    """Return the operations of a backend by name, or by `"auto"` of the preferred one.
+    """Return the operations of a backend by name, or by `"auto"` of the one asked for, else of the preferred one.
 
     Raises:
         ValueError: the backend is unknown or does not run on the device.
     """
+    source = ""
+    if backend == "auto" and (wanted := asked())[0]:
+        backend, where = wanted
+        source = f" (by {where})"
     if backend == "auto":
         if device.type == "cuda" and _triton_imports():
             return _load("hopper" if _hopper_runs(device) else "triton")
         return _load("numba" if _numba_runs(device) else "torch")
     if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {backend!r}{source}; known: auto, {', '.join(BACKENDS)}")
     if backend not in (there := available_backends(device)):
-        raise ValueError(f"backend {backend!r} does not run on {device}; there: {', '.join(there)}")
+        raise ValueError(f"backend {backend!r}{source} does not run on {device}; there: {', '.join(there)}")
     return _load(backend)

@@ -177,14 +177,16 @@ _BYTES: Final = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4}
 _SLOTS: Final = 16
 
 
-def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+def multiply_few(
+    x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor, config: Config | None = None
+) -> None:
     """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns], by a few tokens at a time.
 
     Capturable in a CUDA graph: what is resident is read from the table when the graph is replayed. All sums have one
     order, so that the same input gives the same bits.
     """
     parts = _BYTES[x.dtype]
-    config = choose(x.device)
+    config = choose(x.device) if config is None else config
     with on_device(x.device):
         for start in range(0, len(x), config.tokens):
             _multiply(x[start : start + config.tokens], table, bias, out[start : start + config.tokens], parts, config)

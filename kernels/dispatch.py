@@ -40,8 +40,8 @@ def linear(
         bias: [rows], or None.
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
-        backend: a name of `available_backends(x.device)`, or `"auto"`: hopper, else triton on CUDA, and numba on the
-            CPU, where they run, else torch.
+        backend: a name of `available_backends(x.device)`, or `"auto"`: what `set_backend` or the environment variable
+            BSTK_BACKEND says, else hopper or triton on CUDA and numba on the CPU, where they run, else torch.
 
     Returns:
         [..., rows] of x.dtype.

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
         ("generate", "load within a budget and continue a prompt", options.add_generate),
         ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
+        ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
         ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=_EPILOG if name not in ("pack", "recipes", "cache") else None,
+            epilog=_EPILOG if name not in ("pack", "recipes", "cache", "tune") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

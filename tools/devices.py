@@ -26,6 +26,23 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
+def use_backend(name: str | None, device: torch.device) -> None:
+    """Use the kernels of one backend in this process; None leaves the choice to the device.
+
+    Raises:
+        BstkError: it is unknown, or does not run there.
+    """
+    from bitstack import kernels
+
+    if name is None:
+        return
+    there = kernels.available_backends(device)
+    if name not in there:
+        known = "is unknown" if name not in kernels.BACKENDS else f"does not run on {device}"
+        raise BstkError(f"backend {name!r} {known}; there: {', '.join(there)}", reason="device")
+    kernels.set_backend(name)
+
+
 def find_devices(name: str | None) -> list[torch.device]:
     """The devices that a name stands for: ``cuda`` for every GPU there is. None: see `find_device`.
 

@@ -29,8 +29,8 @@ def check_bounds(container: Container, args: argparse.Namespace) -> None:
     """
     if args.progressive and is_governed(args):
         raise BudgetError(
-            "--progressive grows the model by itself, and --floor, --ceiling and --governor-log let a governor do that: "
-            "leave out the one or the others",
+            "--progressive grows the model by itself, as a governor does: leave it out, or --floor, --ceiling and "
+            "--governor-log",
             where=container.uri,
             reason="budget-invalid",
         )

@@ -149,6 +149,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """What it computes with."""
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="kernels: hopper, triton, numba, torch or reference; default: the fastest that runs on the device",
+    )
+
+
 def add_room(parser: argparse.ArgumentParser, usual: str) -> None:
     """What ``--budget auto`` leaves room for."""
     help_text = f"tokens of one sequence that --budget auto leaves room for (default: {usual})"
@@ -238,7 +247,24 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="begin to write with the smallest useful prefix, while the rest of the budget streams in behind it",
     )
     add_device(parser)
+    add_backend(parser)
     add_governor(parser)
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bstk tune``."""
+    add = parser.add_argument
+    add("--device", help="cuda, cuda:1, …; default: cuda if there is one")
+    add(
+        "--seconds",
+        metavar="N",
+        type=whole(1),
+        default=300,
+        help="begin no measurement after so long (default: %(default)s)",
+    )
+    add("--dry-run", action="store_true", help="measure and print, and keep nothing")
+    add("--forget", action="store_true", help="measure nothing, and go back to what is shipped for this device")
+    add("--json", action="store_true", help="print JSON")
 
 
 def add_governor(parser: argparse.ArgumentParser) -> None:

@@ -41,6 +41,33 @@ def test_numba_is_refused_elsewhere(make_chain):
         rebuild(make_chain(3, 5, [(2, True)], device="meta"), backend="numba")
 
 
+def test_a_backend_for_the_whole_process(make_chain, monkeypatch):
+    chain, x = make_chain(131, 13, [(3, True)]), torch.randn(1, 13)
+    asked = []
+    load = backends._load
+    monkeypatch.setattr(backends, "_load", lambda backend: asked.append(backend) or load(backend))
+    monkeypatch.setenv("BSTK_BACKEND", "torch")
+    linear(x, chain)
+    kernels.set_backend("reference")
+    try:
+        linear(x, chain)
+        linear(x, chain, backend="torch")
+    finally:
+        kernels.set_backend(None)
+    linear(x, chain)
+    assert asked == ["torch", "reference", "torch", "torch"]
+    monkeypatch.setenv("BSTK_BACKEND", "auto")
+    linear(x, chain)
+    monkeypatch.setenv("BSTK_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda' \(by the environment variable BSTK_BACKEND\)"):
+        linear(x, chain)
+    monkeypatch.setenv("BSTK_BACKEND", "hopper")
+    with pytest.raises(ValueError, match=r"backend 'hopper' \(by the .* BSTK_BACKEND\) does not run on cpu"):
+        linear(x, chain)
+    with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+        kernels.set_backend("cuda")
+
+
 def test_an_unknown_backend_is_refused_with_the_names(make_chain):
     chain = make_chain(3, 5, [(2, True)])
     for call in (
@@ -102,4 +129,4 @@ def test_no_submodule_has_the_name_of_an_operation():
 def test_the_names_of_the_operations_survive_loading_every_backend(make_chain, case):
     backend, device = case
     rebuild(make_chain(3, 5, [(2, True)], device=device), backend=backend)
-    assert all(callable(getattr(kernels, name)) for name in kernels.__all__)
+    assert all(callable(getattr(kernels, name)) for name in kernels.__all__ if name != "BACKENDS")

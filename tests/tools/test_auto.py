@@ -173,7 +173,7 @@ def test_a_governor_is_there_while_generating(bstk: Bstk, tiny_bstk: Path, tmp_p
         (("--ceiling", "1KiB"), "--ceiling 1KiB is below the minimum of this file: "),
         (("--floor", "70%", "--budget", "60%"), "--budget 60% is not between --floor and --ceiling"),
         (("--ceiling", "70%", "--budget", "80%"), "--budget 80% is not between --floor and --ceiling"),
-        (("--progressive", "--ceiling", "70%"), "--progressive grows the model by itself, and "),
+        (("--progressive", "--ceiling", "70%"), "--progressive grows the model by itself, as a governor does"),
     ],
 )
 def test_bounds_that_do_not_go_together(
