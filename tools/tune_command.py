@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             }
             ended = "" if found.complete else " before the time was over"
             text = (
-                f"{name}: {found.before:.2f} to {found.microseconds:.2f} microseconds, {len(found.tried)} configurations "
-                f"tried{ended}; {'not kept' if args.dry_run else f'kept in {path}'}"
+                f"{name}: {found.before:.2f} to {found.microseconds:.2f} microseconds, "
+                f"{len(found.tried)} configurations tried{ended}; {'not kept' if args.dry_run else f'kept in {path}'}"
             )
     except (OSError, ValueError) as error:
         raise BstkError(f"the configurations cannot be kept: {error}", where=str(path), reason="config") from None
