@@ -1,0 +1,145 @@
+/** The index: §5. */
+import { need } from "./errors.js";
+import { view } from "./bytes.js";
+import { payloadFits } from "./payload.js";
+import * as R from "./registry.js";
+
+/**
+ * @typedef {import("./metadata.js").Metadata} Metadata
+ * @typedef {{count: number, required: number, offset: BigUint64Array, stored: Float64Array, length: Float64Array,
+ *   digest: Uint8Array, worth: Float32Array, chain: Uint32Array, level: Uint16Array, form: Uint16Array,
+ *   tensor: Int32Array}} Index one entry a block; `offset` counts from the first block, `tensor` is the number of its tensor
+ */
+
+const ROW_BYTES = 68;
+
+/**
+ * @param {Uint8Array} data the decoded section @param {Metadata} metadata @param {bigint} blocksOffset
+ * @param {bigint} fileLength @returns {Index}
+ */
+export function decode(data, metadata, blocksOffset, fileLength) {
+  const index = columns(data);
+  checkOffsets(index, blocksOffset, fileLength);
+  checkChains(index, metadata);
+  checkLengths(index, metadata);
+  for (const curve of metadata.curves) {
+    const last = curve.points.at(-1);
+    need(!last || last[0] <= index.count, "metadata-value", "a point of a curve counts more blocks than the file has");
+  }
+  return index;
+}
+
+/** @param {Uint8Array} data @returns {Index} */
+function columns(data) {
+  const fits = (/** @type {unknown} */ fine, /** @type {string} */ message) => need(fine, "index-length", message);
+  fits(data.length >= 16, `an index of ${data.length} bytes`);
+  const [blocks, required] = [view(data).getBigUint64(0, true), view(data).getBigUint64(8, true)];
+  fits(blocks >= 1n && blocks <= R.MAX_BLOCKS, `an index of ${blocks} blocks`);
+  const count = Number(blocks);
+  fits(data.length === 16 + ROW_BYTES * count, `an index of ${data.length} bytes for ${count} blocks`);
+  fits(required <= blocks, `${required} required blocks of ${count}`);
+  let at = 16;
+  // Copies, because a column need not be aligned; the machine is taken to be little-endian, as every browser is.
+  const column = (/** @type {number} */ bytes) => {
+    at += bytes * count;
+    return data.slice(at - bytes * count, at);
+  };
+  const offset = new BigUint64Array(column(8).buffer);
+  const stored = bounded(new BigUint64Array(column(8).buffer), "stored");
+  const length = bounded(new BigUint64Array(column(8).buffer), "length");
+  return {
+    count,
+    required: Number(required),
+    offset,
+    stored,
+    length,
+    digest: column(32),
+    worth: new Float32Array(column(4).buffer),
+    chain: new Uint32Array(column(4).buffer),
+    level: new Uint16Array(column(2).buffer),
+    form: new Uint16Array(column(2).buffer),
+    tensor: new Int32Array(count),
+  };
+}
+
+/** Lengths of 64 bits as numbers, once they are known to be within the limit. @param {BigUint64Array} values @param {string} what */
+function bounded(values, what) {
+  const limit = BigInt(R.MAX_BLOCK_BYTES);
+  const out = new Float64Array(values.length);
+  for (let b = 0; b < values.length; b++) {
+    need(values[b] >= 1n && values[b] <= limit, "index-offset", `${what} of block ${b} is ${values[b]}`);
+    out[b] = Number(values[b]);
+  }
+  return out;
+}
+
+/** @param {Index} index @param {bigint} blocksOffset @param {bigint} fileLength */
+function checkOffsets(index, blocksOffset, fileLength) {
+  let end = 0n;
+  for (let b = 0; b < index.count; b++) {
+    const start = (end + 63n) & ~63n;
+    need(index.offset[b] === start, "index-offset", `block ${b} begins at ${index.offset[b]}, not at ${start}`);
+    end = start + BigInt(index.stored[b]);
+  }
+  need(blocksOffset + end === fileLength, "index-offset", `the last block ends at ${blocksOffset + end}, the file at ${fileLength}`);
+}
+
+/** Chains, forms, worth, levels, planes, and the order of raw blocks. @param {Index} index @param {Metadata} metadata */
+function checkChains(index, { tensors, forms, chains }) {
+  const owner = new Int32Array(chains);
+  tensors.forEach((tensor, t) => owner.fill(t, tensor.firstChain, tensor.firstChain + tensor.chains));
+  const levels = new Uint32Array(chains);
+  // What a plane could follow: planes since the last sign block, or −1.
+  const planes = new Int8Array(chains).fill(-1);
+  let sawOther = false;
+  for (let b = 0; b < index.count; b++) {
+    const chain = index.chain[b];
+    need(chain < chains, "index-chain", `block ${b} is of chain ${chain}; there are ${chains}`);
+    const tensor = tensors[(index.tensor[b] = owner[chain])];
+    const form = forms[index.form[b]];
+    need(form, "index-form", `block ${b} has form ${index.form[b]}; there are ${forms.length}`);
+    const raw = form.kind === "raw";
+    need(raw !== tensor.packed, "index-form", `block ${b} of kind ${form.kind} is of a ${tensor.packed ? "packed" : "raw"} tensor`);
+    const wide = form.kind === "sparse" && tensor.columns > R.MAX_SPARSE_COLUMNS;
+    need(!wide, "index-form", `block ${b} is sparse and of a tensor of ${tensor.columns} columns`);
+    const worth = index.worth[b];
+    need(worth >= 0 && worth < Infinity, "index-worth", `block ${b} has the worth ${worth}`);
+    const level = levels[chain]++;
+    need(index.level[b] === level && (level === 0 || !raw), "index-level", `block ${b} has level ${index.level[b]}, not ${level}`);
+    if (form.kind === "plane") {
+      need(planes[chain] >= 0, "index-plane", `block ${b} is a plane after no sign block`);
+      need(++planes[chain] <= R.MAX_PLANES, "index-plane", `block ${b} is a plane too many`);
+    } else {
+      planes[chain] = form.kind === "sign" ? 0 : -1;
+    }
+    need(!raw || (!sawOther && b < index.required), "index-order", `raw block ${b} comes after others, or is not required`);
+    sawOther ||= !raw;
+  }
+  for (const tensor of tensors) {
+    need(tensor.packed || levels[tensor.firstChain], "index-missing", `tensor ${tensor.name} has no block`);
+  }
+}
+
+/** @param {Index} index @param {Metadata} metadata */
+function checkLengths(index, { tensors, forms }) {
+  for (let b = 0; b < index.count; b++) {
+    const tensor = tensors[index.tensor[b]];
+    const form = forms[index.form[b]];
+    const [stored, length] = [index.stored[b], index.length[b]];
+    const decodes = form.codec === "none" ? stored === length : length <= R.expansionLimit(stored);
+    need(decodes, "index-block-length", `block ${b} cannot be ${length} bytes out of ${stored}`);
+    const rows = rowsOf(tensor, index.chain[b]);
+    need(payloadFits(form, tensor, rows, length), "index-block-length", `block ${b} has ${length} bytes, which its form does not make`);
+  }
+}
+
+/** Rows of a chain. @param {import("./metadata.js").Tensor} tensor @param {number} chain */
+export function rowsOf(tensor, chain) {
+  if (!tensor.packed) return 0;
+  return Math.min(tensor.groupRows, tensor.rows - firstRowOf(tensor, chain));
+}
+
+/** @param {import("./metadata.js").Tensor} tensor @param {number} chain */
+export function firstRowOf(tensor, chain) {
+  return tensor.packed ? (chain - tensor.firstChain) * tensor.groupRows : 0;
+}
