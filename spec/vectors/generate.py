@@ -17,7 +17,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from make import invalid_blocks, invalid_head, invalid_metadata, transport, valid_features, valid_shapes  # noqa: E402
+from make import (  # noqa: E402
+    invalid_blocks,
+    invalid_head,
+    invalid_metadata,
+    invalid_versions,
+    transport,
+    valid_features,
+    valid_shapes,
+)
 from make.bits import digest  # noqa: E402
 from make.vector import Invalid, Valid  # noqa: E402
 
@@ -40,6 +48,7 @@ def invalid() -> Iterator[Invalid]:
     """All objects that a reader must refuse."""
     yield from invalid_head.superblock()
     yield from invalid_head.sections()
+    yield from invalid_versions.versions()
     for make in (invalid_metadata.msgpack, invalid_metadata.keys, invalid_metadata.tensors, invalid_metadata.names):
         yield from make()
     yield from invalid_metadata.attachments()

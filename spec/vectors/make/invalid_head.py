@@ -68,9 +68,11 @@ def superblock() -> list[Invalid]:
         two_with_everything_else_unknown=after(lambda d: d[:10] + b"\2\0" + b"\xff" * (len(d) - 12)),
     )  # fmt: skip
     r.each(
-        "feature-unsupported", "3", "must", volumes=head(must=1), base_model=head(must=2), bit_63=head(must=1 << 63),
-        several=head(must=1 << 40 | 3), with_lengths_unknown=head(must=4, metadata_stored=(1 << 64) - 1),
+        "feature-unsupported", "3", "must", bit_63=head(must=1 << 63), several=head(must=1 << 63 | 3),
+        with_lengths_unknown=head(must=1 << 63, metadata_stored=(1 << 64) - 1),
     )  # fmt: skip
+    r.each("feature-unsupported", "3", "must", unless="volumes", volumes=head(must=1))
+    r.each("feature-unsupported", "3", "must", unless="base-model", base_model=head(must=2))
     r.each(
         "superblock-invalid",
         "2",

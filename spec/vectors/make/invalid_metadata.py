@@ -177,10 +177,10 @@ def tensors() -> list[Invalid]:
         product_overflows_to_four=raw(shape=[1 << 32, 1 << 32, 4]),
         product_of_eight=raw(shape=[(1 << 40) - 1] * 8),
         product_of_2_40_and_one=raw(shape=[1 << 20, (1 << 20) + 1]),
-        dtype_unknown=raw(dtype="F12"),
+        dtype_unknown=raw(dtype="x-F12"),
         dtype_in_lower_case=raw(dtype="f32"),
         dtype_empty=raw(dtype=""),
-        dtype_of_a_later_reader=raw(dtype="F4_E2M1"),
+        dtype_with_a_nul=raw(dtype="F32\0"),
         packed_integers=packed(dtype="I32"),
         packed_e4m3=packed(dtype="F8_E4M3"),
         packed_vector=packed(shape=[30]),
@@ -217,7 +217,7 @@ def tensors() -> list[Invalid]:
     r.each(
         "metadata-value", "4.3", "form", no_map=put("forms", 0, to=1), rank_zero=put("forms", 2, "rank", to=0),
         rank_negative=put("forms", 2, "rank", to=-1), rank_beyond=put("forms", 2, "rank", to=4097),
-        factors_unknown=put("forms", 2, "factors", to="F32"), factors_empty=put("forms", 2, "factors", to=""),
+        factors_of_f32=put("forms", 2, "factors", to="F32"), factors_empty=put("forms", 2, "factors", to=""),
         kind_is_bytes=put("forms", 2, "kind", to=b"sign"),
     )  # fmt: skip
     r.each(
@@ -233,11 +233,18 @@ def tensors() -> list[Invalid]:
         value_boolean=points([[4, True]]), tokens_negative=put("curves", 0, "tokens", to=-1),
         tokens_beyond_the_limit=put("curves", 0, "tokens", to=(1 << 50) + 1),
     )  # fmt: skip
-    r.each("codec-unknown", "8.3", "form", codec_of_a_later_minor=put("forms", 1, "codec", to="lz4"))
-    r.each("codec-unknown", "8.3", "form", codec_in_capitals=put("forms", 1, "codec", to="ZSTD"))
-    r.each("codec-unknown", "8.3", "attachment", codec_of_a_later_minor=put("attachments", 1, "codec", to="lz4"))
-    r.each("kind-unknown", "8.2", "form", kind_of_a_later_minor=put("forms", 2, "kind", to="ternary"))
-    r.each("kind-unknown", "8.2", "form", kind_unknown_and_unused=lambda f: f.forms.append({"kind": "delta", "codec": "none"}))
+    r.each(
+        "codec-unknown", "8.3", "form", codec_unknown=put("forms", 1, "codec", to="x-codec"),
+        codec_in_capitals=put("forms", 1, "codec", to="ZSTD"), codec_private=put("forms", 1, "codec", to="x-acme.lz4"),
+        codec_empty=put("forms", 1, "codec", to=""),
+        codec_unknown_and_unused=lambda f: f.forms.append({"kind": "raw", "codec": "x-codec"}),
+    )  # fmt: skip
+    r.each("codec-unknown", "8.3", "attachment", codec_unknown=put("attachments", 1, "codec", to="x-codec"))
+    r.each(
+        "kind-unknown", "8.2", "form", kind_unknown=put("forms", 2, "kind", to="x-kind"),
+        kind_in_capitals=put("forms", 2, "kind", to="Sign"),
+        kind_unknown_and_unused=lambda f: f.forms.append({"kind": "x-kind", "codec": "none"}),
+    )  # fmt: skip
     return list(r)
 
 

@@ -44,6 +44,9 @@ def answers() -> Iterator[dict[str, Any]]:
     yield vector("entity-tag-changed", "source-changed", "another strong entity tag", first, other, then="read")
     yield vector("size-changed", "source-changed", "another size of the object", {}, {"range": "bytes {begin}-{last}/99999"}, then="read")
     yield vector("ranges-ignored-later", "range-unsupported", "status 200 after a 206", {}, {"status": 200, "body": "whole"}, then="read")
+    gone = {"status": 416, "body": "none", "range": "bytes */64"}
+    yield vector("no-such-range-later", "source-changed", "the object has become shorter", {}, gone, then="read")
+    yield vector("server-error", "source", "a server that keeps failing", {"status": 500, "body": "none"})
     empty = {"status": 416, "body": "none", "range": "bytes */0"}
     yield vector("empty-object", "truncated", "an object of no bytes has no range", empty)
 

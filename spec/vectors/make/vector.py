@@ -42,6 +42,7 @@ class Invalid:
         opens: whether opening passes, and only reading the whole object finds the fault.
         ask: what the reader is asked for besides: ``{"root": …}`` is demanded at opening, ``{"attachment": name}`` is
             read, ``{"level": [chain, level]}`` is looked up.
+        unless: a feature; a reader that implements it passes over this vector.
     """
 
     name: str
@@ -51,11 +52,14 @@ class Invalid:
     data: bytes
     opens: bool = False
     ask: dict[str, Any] = field(default_factory=dict)
+    unless: str = ""
 
     def make(self) -> tuple[bytes, dict[str, Any]]:
         """The object and its JSON."""
-        facts = {"name": self.name, "section": self.section, "shows": self.shows, "reason": self.reason}
-        return self.data, facts | {"opens": self.opens} | ({"ask": self.ask} if self.ask else {})
+        facts: dict[str, Any] = {"name": self.name, "section": self.section, "shows": self.shows}
+        facts |= {"reason": self.reason}
+        facts |= {"opens": self.opens} | ({"ask": self.ask} if self.ask else {})
+        return self.data, facts | ({"unless": self.unless} if self.unless else {})
 
 
 class Refusals:
@@ -68,7 +72,7 @@ class Refusals:
     def __iter__(self) -> Iterator[Invalid]:
         return iter(self._made)
 
-    def each(self, reason: str, section: str, what: str, *, opens: bool = False, **changes: Change) -> None:
+    def each(self, reason: str, section: str, what: str, *, opens: bool = False, unless: str = "", **changes: Change) -> None:
         """One vector for each change; its name is ``what`` and the keyword."""
         for name, change in changes.items():
             file = self._base()
@@ -76,7 +80,7 @@ class Refusals:
             data = made if isinstance(made, bytes) else (made if isinstance(made, File) else file).seal()
             title = f"{what}-{name}".replace("_", "-")
             shows = title.replace("-", " ")
-            self._made.append(Invalid(title, section, shows, reason, data, opens))
+            self._made.append(Invalid(title, section, shows, reason, data, opens, unless=unless))
 
     def asked(self, reason: str, section: str, name: str, ask: dict[str, Any], *, opens: bool) -> None:
         """One vector of the sound file itself, of which something is asked that it has not."""

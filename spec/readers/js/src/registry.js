@@ -1,11 +1,14 @@
 /** Versions, registries and limits: §3, §7.6 and §8. */
 
 export const MAJOR = 1;
-/** Must-understand bits that are registered, by number (§3). This reader implements none. */
+/** Must-understand bits that are registered, by number (§3). */
 export const MUST_FEATURES = new Map([
   [0, "volumes"],
   [1, "base-model"],
 ]);
+
+/** Those of them that this reader implements, by name: none. */
+export const IMPLEMENTED = new Set();
 
 /** Element types: bytes, and whether packed tensors, scale vectors and factors may have them (§8.1). */
 export const DTYPES = new Map([

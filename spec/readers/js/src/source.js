@@ -131,7 +131,7 @@ export class HttpSource {
     if (first && status === 416 && range === "bytes */0") return { data: new Uint8Array(0), size: 0 };
     if (status === 404 || status === 410) refuse("not-found", `status ${status}`);
     if (status === 401 || status === 403) refuse("access-denied", `status ${status}`);
-    if (status === 412) refuse("source-changed", "the object is not the one that was opened; open it again");
+    if (status === 412 || (status === 416 && !first)) refuse("source-changed", "the object is not the one that was opened; open it again");
     if (status === 200) refuse("range-unsupported", "the server ignores ranges and sends the whole object");
     if (status !== 206) refuse("source", `status ${status}`);
     const coding = answer.headers.get("Content-Encoding") ?? "identity";

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { open } from "../bstk.js";
 import { digest, hex } from "../src/bytes.js";
+import { IMPLEMENTED } from "../src/registry.js";
 import { bytes, firstProblem, json, refusal, report, vectors } from "../conformance.js";
 
 const [valid, invalid, flips] = ["valid", "invalid", "flips"].map(vectors);
@@ -26,7 +27,9 @@ for (const vector of valid) {
 }
 
 for (const vector of invalid) {
-  test(`refuses ${vector.name} for ${vector.reason}`, async () => {
+  // What a later version gives a meaning to is no fault to a reader that knows it.
+  const skip = IMPLEMENTED.has(vector.unless) && `this reader implements ${vector.unless}`;
+  test(`refuses ${vector.name} for ${vector.reason}`, { skip }, async () => {
     const data = bytes(`invalid/${vector.objects[0]}`);
     const { root, attachment, level } = vector.ask ?? {};
     const opened = await refusal(() => open(data, { root }));
