@@ -64,7 +64,7 @@ class Page:
         while not await self._true(script):
             if time.monotonic() > deadline:
                 text = await self.value("document.body.innerText")
-                raise TimeoutError(f"not within {WAIT} s: {script}; complaints {self.complaints}; the page says:\n{text}")
+                raise TimeoutError(f"not within {WAIT} s: {script}; {self.complaints}; the page:\n{text}")
             await asyncio.sleep(0.05)
 
     async def _true(self, script: str) -> bool:
@@ -109,7 +109,9 @@ class Page:
         """One key, pressed and let go."""
         code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[name]
         text = {"text": "\r"} if name == "Enter" else {}
-        await self.call("Input.dispatchKeyEvent", type="keyDown", key=name, code=name, windowsVirtualKeyCode=code, **text)
+        await self.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=name, code=name, windowsVirtualKeyCode=code, **text
+        )
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=name, code=name, windowsVirtualKeyCode=code)
 
     async def type(self, text: str) -> None:

@@ -20,7 +20,9 @@ sys.path.insert(0, str(HERE))
 from make import (  # noqa: E402
     invalid_blocks,
     invalid_head,
+    invalid_index,
     invalid_metadata,
+    invalid_names,
     invalid_versions,
     transport,
     valid_features,
@@ -49,11 +51,12 @@ def invalid() -> Iterator[Invalid]:
     yield from invalid_head.superblock()
     yield from invalid_head.sections()
     yield from invalid_versions.versions()
-    for make in (invalid_metadata.msgpack, invalid_metadata.keys, invalid_metadata.tensors, invalid_metadata.names):
+    for make in (invalid_metadata.msgpack, invalid_metadata.keys, invalid_metadata.tensors):
         yield from make()
-    yield from invalid_metadata.attachments()
     yield from invalid_metadata.containers()
-    yield from invalid_blocks.index()
+    yield from invalid_names.names()
+    yield from invalid_names.attachments()
+    yield from invalid_index.index()
     yield from invalid_blocks.blocks()
 
 
@@ -61,7 +64,7 @@ def text(value: Any, indent: int = 0) -> str:
     """JSON that people can read: what fits into a short line stands on one, and so does a map of plain values."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    if indent and len(line) <= 200 or not any(isinstance(item, (dict, list)) for item in items):
+    if (indent and len(line) <= 200) or not any(isinstance(item, (dict, list)) for item in items):
         return line
     pad = "\n" + " " * (indent + 1)
     if isinstance(value, list):
@@ -115,7 +118,9 @@ def main() -> int:
         elif not check:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
-    there = {p.relative_to(HERE).as_posix() for f in ("valid", "invalid", "transport", "flips") for p in (HERE / f).glob("*")}
+    there = {
+        p.relative_to(HERE).as_posix() for f in ("valid", "invalid", "transport", "flips") for p in (HERE / f).glob("*")
+    }
     problems += [f"{path}: is not made by this program" for path in sorted(there - set(made))]
     sys.stdout.write("".join(line + "\n" for line in problems) or f"{len(made)} files\n")
     return 1 if problems else 0

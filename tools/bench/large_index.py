@@ -1,6 +1,6 @@
 """Opening a file of very many blocks: ``python -m bitstack.tools.bench.large_index --folder DIR``.
 
-Makes a file like one of a large mixture of experts, 300,000 blocks by default, whose blocks are a hole of zeros: nothing
+Makes a file like one of a large mixture of experts, 300,000 blocks by default, all of them a hole of zeros: nothing
 here reads them. Each reading is a process of its own, over a local path and over HTTP; what is printed as JSON is, for
 each, the medians of its seconds, its requests and bytes, and its peak memory above that before opening (Linux). Where
 ``--javascript`` names the folder of the JavaScript reader, that one is measured too.
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitstack.tools.serve_ranges import RangeServer
 from bsformat import Form, Tensor, codec, index, metadata, superblock
 from bsformat.index import Index
 from bsformat.metadata import Metadata, number_chains
 from bsformat.payload import length
 from bsformat.registry import align
 
-from ..serve_ranges import RangeServer
 from .report import machine, printed
 
 FORMS = (Form("raw"), Form("sign", rank=1, factors="F16"))
@@ -115,7 +115,7 @@ def measured(command: list[str], times: int) -> dict[str, Any]:
 def main() -> None:
     """Make the file, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, required=True, help="where the file is made; it takes what its head takes")
+    parser.add_argument("--folder", type=Path, required=True, help="where the file is made; it takes little there")
     parser.add_argument("--experts", type=int, default=EXPERTS, help="matrices (default: %(default)s)")
     parser.add_argument("--levels", type=int, default=LEVELS, help="blocks of each (default: %(default)s)")
     parser.add_argument("--times", type=int, default=5, help="runs of each (default: %(default)s)")
@@ -138,7 +138,9 @@ def main() -> None:
         whole = file.read(lengths.head_length)
     result = {"head_bytes": len(whole), "decoded_head_bytes": decoded, "file_bytes": lengths.file_length}
     if args.javascript:
-        result["node"] = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        result["node"] = subprocess.run(
+            ["node", "--version"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     path.unlink()
     print(printed(result | {"readings": rows} | machine(torch.device("cpu"))))
 

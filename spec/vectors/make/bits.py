@@ -1,4 +1,4 @@
-"""The smallest pieces: numbers, digests, MessagePack and zstd frames, each made by hand so that every byte is chosen."""
+"""The smallest pieces: numbers, digests, MessagePack and zstd frames, made by hand so that every byte is chosen."""
 
 import struct
 from dataclasses import dataclass
@@ -133,7 +133,9 @@ def _sized(data: bytes, short: int | None, limit: int, tags: tuple[int, int, int
 def _count(count: int, short: int, tags: tuple[int, int]) -> bytes:
     if count < 16:
         return bytes([short | count])
-    return bytes([tags[0]]) + struct.pack(">H", count) if count < 1 << 16 else bytes([tags[1]]) + struct.pack(">I", count)
+    return (
+        bytes([tags[0]]) + struct.pack(">H", count) if count < 1 << 16 else bytes([tags[1]]) + struct.pack(">I", count)
+    )
 
 
 # --- zstd -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Invalid vectors of the superblock, the versions, the prefix, and the compression of the two sections (§2, §3, §8.3)."""
+"""Invalid vectors of the superblock, of versions, prefixes, and the frames of both sections (§2, §3, §8.3)."""
 
 import struct
 from collections.abc import Callable
@@ -64,13 +64,22 @@ def superblock() -> list[Invalid]:
     )
     r.each("trailing-bytes", "7.1", "after", a_byte=after(lambda d: d + b"\0"), the_file_again=after(lambda d: d * 2))
     r.each(
-        "version-unsupported", "3", "major", zero=head(major=0), two=head(major=2), last=head(major=0xFFFF),
+        "version-unsupported",
+        "3",
+        "major",
+        zero=head(major=0),
+        two=head(major=2),
+        last=head(major=0xFFFF),
         two_with_everything_else_unknown=after(lambda d: d[:10] + b"\2\0" + b"\xff" * (len(d) - 12)),
-    )  # fmt: skip
+    )
     r.each(
-        "feature-unsupported", "3", "must", bit_63=head(must=1 << 63), several=head(must=1 << 63 | 3),
+        "feature-unsupported",
+        "3",
+        "must",
+        bit_63=head(must=1 << 63),
+        several=head(must=1 << 63 | 3),
         with_lengths_unknown=head(must=1 << 63, metadata_stored=(1 << 64) - 1),
-    )  # fmt: skip
+    )
     r.each("feature-unsupported", "3", "must", unless="volumes", volumes=head(must=1))
     r.each("feature-unsupported", "3", "must", unless="base-model", base_model=head(must=2))
     r.each(

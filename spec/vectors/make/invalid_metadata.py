@@ -1,11 +1,10 @@
-"""Invalid vectors of the metadata (§4), attachments included."""
+"""Invalid vectors of the metadata (§4) but for names and attachments."""
 
 import struct
 from typing import Any
 
 from .bits import ZSTD_MAGIC, Spliced, f32, frame_blocks, frame_header, pack
-from .file import Block, External, File
-from .invalid_head import FRAMES
+from .file import Block, File
 from .samples import NORM, ROWS, WEIGHT, M, N, sample
 from .vector import Change, Invalid, Refusals
 
@@ -215,119 +214,63 @@ def tensors() -> list[Invalid]:
 
     r.each("metadata-value", "4.2", "tensor", chains_beyond_the_limit_in_sum=many_chains)
     r.each(
-        "metadata-value", "4.3", "form", no_map=put("forms", 0, to=1), rank_zero=put("forms", 2, "rank", to=0),
-        rank_negative=put("forms", 2, "rank", to=-1), rank_beyond=put("forms", 2, "rank", to=4097),
-        factors_of_f32=put("forms", 2, "factors", to="F32"), factors_empty=put("forms", 2, "factors", to=""),
+        "metadata-value",
+        "4.3",
+        "form",
+        no_map=put("forms", 0, to=1),
+        rank_zero=put("forms", 2, "rank", to=0),
+        rank_negative=put("forms", 2, "rank", to=-1),
+        rank_beyond=put("forms", 2, "rank", to=4097),
+        factors_of_f32=put("forms", 2, "factors", to="F32"),
+        factors_empty=put("forms", 2, "factors", to=""),
         kind_is_bytes=put("forms", 2, "kind", to=b"sign"),
-    )  # fmt: skip
+    )
     r.each(
-        "metadata-value", "4.4", "alias", of_nothing=put("aliases", to={"a": "b"}), of_itself=put("aliases", to={"a": "a"}),
-        of_an_alias=put("aliases", to={"a": "w", "b": "a"}), of_a_number=put("aliases", to={"a": 4}),
-    )  # fmt: skip
+        "metadata-value",
+        "4.4",
+        "alias",
+        of_nothing=put("aliases", to={"a": "b"}),
+        of_itself=put("aliases", to={"a": "a"}),
+        of_an_alias=put("aliases", to={"a": "w", "b": "a"}),
+        of_a_number=put("aliases", to={"a": 4}),
+    )
     points = lambda value: put("curves", 0, "points", to=value)  # noqa: E731
     r.each(
-        "metadata-value", "4.6", "curve", no_map=put("curves", 0, to=[]), points_fall=points([[6, 1.0], [4, 2.0]]),
-        points_repeat=points([[4, 1.0], [4, 2.0]]), point_of_three=points([[4, 1.0, 2.0]]),
-        point_of_text=points([["4", 1.0]]), point_no_array=points([4]), point_negative=points([[-1, 1.0]]),
-        point_beyond_the_limit=points([[(1 << 22) + 1, 1.0]]), point_beyond_the_last_block=points([[4, 1.0], [11, 2.0]]),
-        value_boolean=points([[4, True]]), tokens_negative=put("curves", 0, "tokens", to=-1),
+        "metadata-value",
+        "4.6",
+        "curve",
+        no_map=put("curves", 0, to=[]),
+        points_fall=points([[6, 1.0], [4, 2.0]]),
+        points_repeat=points([[4, 1.0], [4, 2.0]]),
+        point_of_three=points([[4, 1.0, 2.0]]),
+        point_of_text=points([["4", 1.0]]),
+        point_no_array=points([4]),
+        point_negative=points([[-1, 1.0]]),
+        point_beyond_the_limit=points([[(1 << 22) + 1, 1.0]]),
+        point_beyond_the_last_block=points([[4, 1.0], [11, 2.0]]),
+        value_boolean=points([[4, True]]),
+        tokens_negative=put("curves", 0, "tokens", to=-1),
         tokens_beyond_the_limit=put("curves", 0, "tokens", to=(1 << 50) + 1),
-    )  # fmt: skip
+    )
     r.each(
-        "codec-unknown", "8.3", "form", codec_unknown=put("forms", 1, "codec", to="x-codec"),
-        codec_in_capitals=put("forms", 1, "codec", to="ZSTD"), codec_private=put("forms", 1, "codec", to="x-acme.lz4"),
+        "codec-unknown",
+        "8.3",
+        "form",
+        codec_unknown=put("forms", 1, "codec", to="x-codec"),
+        codec_in_capitals=put("forms", 1, "codec", to="ZSTD"),
+        codec_private=put("forms", 1, "codec", to="x-acme.lz4"),
         codec_empty=put("forms", 1, "codec", to=""),
         codec_unknown_and_unused=lambda f: f.forms.append({"kind": "raw", "codec": "x-codec"}),
-    )  # fmt: skip
+    )
     r.each("codec-unknown", "8.3", "attachment", codec_unknown=put("attachments", 1, "codec", to="x-codec"))
     r.each(
-        "kind-unknown", "8.2", "form", kind_unknown=put("forms", 2, "kind", to="x-kind"),
+        "kind-unknown",
+        "8.2",
+        "form",
+        kind_unknown=put("forms", 2, "kind", to="x-kind"),
         kind_in_capitals=put("forms", 2, "kind", to="Sign"),
         kind_unknown_and_unused=lambda f: f.forms.append({"kind": "x-kind", "codec": "none"}),
-    )  # fmt: skip
-    return list(r)
-
-
-BAD_FILE_NAMES = {
-    "empty": "",
-    "dot": ".",
-    "dots": "..",
-    "parent": "../a",
-    "parent_within": "a/../../b",
-    "parent_last": "a/..",
-    "absolute": "/etc/passwd",
-    "empty_part": "a//b",
-    "empty_last_part": "a/",
-    "this_folder": "./a",
-    "drive": "C:a",
-    "stream": "a:b",
-    "share": "\\\\host\\a",
-    "backslash": "a\\b",
-    "nul": "a\0",
-    "too_long": "a/" * 512 + "a",
-}
-
-
-def names() -> list[Invalid]:
-    """§4: names and file names; §4.2, §4.4 and §4.5: names that stand twice."""
-    r = Refusals(sample)
-    name = lambda value: put("tensors", NORM, "name", to=value)  # noqa: E731
-    r.each(
-        "metadata-name", "4", "name", empty=name(""), nul=name("a\0b"), of_1025_bytes=name("a" * 1025),
-        of_1026_bytes_in_513_characters=name("é" * 513), writer_empty=put("writer", to=""),
-        metric_empty=put("curves", 0, "metric", to=""), alias_empty=put("aliases", to={"": "w"}),
-        alias_nul=put("aliases", to={"\0": "w"}),
-    )  # fmt: skip
-    for key, value in BAD_FILE_NAMES.items():
-        r.each("metadata-name", "4.5", "attachment-name", **{key: put("attachments", 0, "name", to=value)})
-    r.each("metadata-name", "4.5", "external-attachment-name", parent=put("attachments", 1, "name", to="../../.bashrc"))
-    r.each(
-        "metadata-duplicate", "4", "twice", tensor=name("mask"), alias_and_tensor=put("aliases", to={"mask": "w"}),
-        attachment=put("attachments", 1, "name", to="config.json"),
-    )  # fmt: skip
-    return list(r)
-
-
-def attachments() -> list[Invalid]:
-    """§4.5 beyond the names."""
-    r = Refusals(sample)
-    outside = lambda **values: put_all("attachments", 1, **values)  # noqa: E731
-    length = len(sample().external[0].data)
-    r.each(
-        "metadata-value", "4.5", "attachment", no_map=put("attachments", 0, to=b""),
-        inline_longer_than_its_bytes=put("attachments", 0, "length", to=3),
-        inline_shorter_than_its_bytes=put("attachments", 0, "length", to=1),
-        inline_text=put("attachments", 0, "data", to="{}"), length_negative=outside(length=-1),
-        length_beyond_the_limit=outside(codec="zstd", length=(1 << 30) + 1), length_not_what_is_stored=outside(length=length + 1),
-        stored_zero=outside(stored=0), stored_exabyte=outside(stored=1 << 60), offset_negative=outside(offset=-1),
-        offset_largest=outside(offset=(1 << 64) - 1), digest_short=outside(digest=bytes(31)), digest_text=outside(digest="0" * 32),
-        bomb=outside(codec="zstd", length=256 * length + (1 << 16) + 1),
-    )  # fmt: skip
-    second = External("b", b"second")
-
-    def swapped(file: File) -> None:
-        file.external.append(second)
-        file.change_meta = lambda meta: meta["attachments"].reverse()
-
-    def overlapping(file: File) -> None:
-        file.change_meta = lambda meta: meta["attachments"].append(meta["attachments"][1] | {"name": "b"})
-
-    r.each(
-        "attachment-offset", "4.5", "attachment", hole=outside(offset=1), beyond_the_region=outside(offset=1 << 60),
-        shorter_than_the_region=outside(stored=length - 1, length=length - 1),
-        longer_than_the_region=outside(stored=length + 1, length=length + 1), overlapping=overlapping, out_of_order=swapped,
-        none_in_a_region=drop("attachments", 1),
-        offset_and_stored_wrap=outside(offset=1 << 62, stored=1 << 30, length=1 << 30),
-    )  # fmt: skip
-    r.each("attachment-digest", "4.5", "attachment", opens=True, other_bytes=outside(digest=bytes(32)))
-
-    def compressed(make: Any) -> Change:
-        return lambda f: f.external.__setitem__(0, External("v", f.external[0].data, "zstd", make(f.external[0].data)))
-
-    for name, make in FRAMES.items():
-        r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **{name: compressed(make)})
-    r.asked("attachment-unknown", "9.5", "attachment-not-there", {"attachment": "merges.txt"}, opens=True)
-    r.asked("attachment-unknown", "9.5", "attachment-of-a-name-in-capitals", {"attachment": "Config.json"}, opens=True)
+    )
     return list(r)
 
 

@@ -127,7 +127,9 @@ def rebuild(file: File, number: int, blocks: int) -> tuple[bytes, list[int]]:
 def transposed(values: list[float], rows: int, columns: int) -> list[float]:
     """Each matrix of a stack with rows and columns exchanged."""
     size = rows * columns
-    return [values[s + r * columns + n] for s in range(0, len(values), size) for n in range(columns) for r in range(rows)]
+    return [
+        values[s + r * columns + n] for s in range(0, len(values), size) for n in range(columns) for r in range(rows)
+    ]
 
 
 def n_rows(tensor: dict[str, Any]) -> int:

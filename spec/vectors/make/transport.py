@@ -1,4 +1,4 @@
-"""What servers do to range requests (§9.7), played back answer by answer, and every bit of a file turned (§7.1, §7.2)."""
+"""What servers do to range requests (§9.7), answer by answer, and every bit of a file turned (§7.1, §7.2)."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -27,9 +27,13 @@ def answers() -> Iterator[dict[str, Any]]:
         yield vector(f"status-{status}", "not-found", "no such object", {"status": status, "body": "none"})
     for status in (401, 403):
         yield vector(f"status-{status}", "access-denied", "not for this reader", {"status": status, "body": "none"})
-    yield vector("ranges-ignored", "range-unsupported", "status 200 and the whole object", {"status": 200, "body": "whole"})
+    yield vector(
+        "ranges-ignored", "range-unsupported", "status 200 and the whole object", {"status": 200, "body": "whole"}
+    )
     yield vector("no-content-range", "range-unsupported", "206 that does not say which bytes it has", {"range": None})
-    yield vector("content-range-of-no-size", "range-unsupported", "the size of the object is not told", {"range": "bytes 0-99/*"})
+    yield vector(
+        "content-range-of-no-size", "range-unsupported", "the size of the object is not told", {"range": "bytes 0-99/*"}
+    )
     coded = {"headers": {"Content-Encoding": "gzip"}}
     yield vector("content-coding", "range-unsupported", "a range of compressed bytes", coded)
     yield vector("first-answer-short", "short-read", "fewer bytes than Content-Range says", {"cut": 5})
@@ -39,11 +43,27 @@ def answers() -> Iterator[dict[str, Any]]:
     yield vector("later-answer-short", "short-read", "a block comes short by a byte", {}, {"cut": 1}, then="read")
     yield vector("later-answer-long", "short-read", "a block comes with bytes too many", {}, {"more": 3}, then="read")
     first = {"headers": {"ETag": '"one"'}}
-    yield vector("precondition-failed", "source-changed", "status 412", first, {"status": 412, "body": "none"}, then="read")
+    yield vector(
+        "precondition-failed", "source-changed", "status 412", first, {"status": 412, "body": "none"}, then="read"
+    )
     other = {"headers": {"ETag": '"two"'}}
     yield vector("entity-tag-changed", "source-changed", "another strong entity tag", first, other, then="read")
-    yield vector("size-changed", "source-changed", "another size of the object", {}, {"range": "bytes {begin}-{last}/99999"}, then="read")
-    yield vector("ranges-ignored-later", "range-unsupported", "status 200 after a 206", {}, {"status": 200, "body": "whole"}, then="read")
+    yield vector(
+        "size-changed",
+        "source-changed",
+        "another size of the object",
+        {},
+        {"range": "bytes {begin}-{last}/99999"},
+        then="read",
+    )
+    yield vector(
+        "ranges-ignored-later",
+        "range-unsupported",
+        "status 200 after a 206",
+        {},
+        {"status": 200, "body": "whole"},
+        then="read",
+    )
     gone = {"status": 416, "body": "none", "range": "bytes */64"}
     yield vector("no-such-range-later", "source-changed", "the object has become shorter", {}, gone, then="read")
     yield vector("server-error", "source", "a server that keeps failing", {"status": 500, "body": "none"})

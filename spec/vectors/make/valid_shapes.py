@@ -26,7 +26,19 @@ def smallest() -> File:
     return raw_file(("a", [], "U8", b"\x07"))
 
 
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 def raw() -> Iterator[Valid]:
@@ -63,11 +75,13 @@ def packed_shapes() -> Iterator[Valid]:
         file = packed([3, columns], [[S1, S8]], seed=10 + columns)
         yield Valid(f"packed-3x{columns}", "6.2", f"rows of {columns} sign bits", file, prefixes=[3])
     groups = packed([7, 10], [[S8], [S1, S8], []], seed=20, group_rows=3)
-    yield Valid("packed-groups", "4.2", "three row groups, the last of one row and without any level", groups, prefixes=[3, 4])
+    yield Valid(
+        "packed-groups", "4.2", "three row groups, the last of one row and without any level", groups, prefixes=[3, 4]
+    )
     yield Valid("packed-zero-levels", "6.3", "no chain has a block: every value is +0", packed([2, 5], [[]], seed=21))
     minus = packed([2, 5], [[]], seed=22)
     minus.blocks[0].data = f32(-1.0, 1.0)
-    yield Valid("packed-zero-levels-negative-scale", "6.3", "a row whose scale is negative is all −0", minus)
+    yield Valid("packed-zero-levels-negative-scale", "6.3", "a row whose scale is negative is all minus zero", minus)
     single = packed([5, 6], [[S1]] * 5, seed=23, group_rows=1)
     yield Valid("packed-a-chain-a-row", "4.2", "row groups of one row", single, prefixes=[3, 5])
     late = packed([4, 4], [[S1], []], seed=24, group_rows=2)
@@ -105,22 +119,40 @@ def packed_shapes() -> Iterator[Valid]:
 
 def kinds() -> Iterator[Valid]:
     """§6.2 to §6.7."""
-    yield Valid("every-kind", "6", "raw, sign, plane, sparse and lowrank, in one chain", sample(), [-1, 300, 301], [5, 6, 7, 8, 9])
+    yield Valid(
+        "every-kind",
+        "6",
+        "raw, sign, plane, sparse and lowrank, in one chain",
+        sample(),
+        [-1, 300, 301],
+        [5, 6, 7, 8, 9],
+    )
     yield Valid("sparse-tiles", "6.6", "130 rows in three tiles, an entry in three of them", tall())
     for rank in (1, 3, 16, 17):
         file = packed([5, 11], [[sign_form(rank), sign_form(rank, "F8_E4M3")]], seed=40 + rank)
-        yield Valid(f"rank-{rank}", "6.2", f"factors of rank {rank}, F16 and e4m3: the order of the sum shows", file, prefixes=[3])
+        yield Valid(
+            f"rank-{rank}",
+            "6.2",
+            f"factors of rank {rank}, F16 and e4m3: the order of the sum shows",
+            file,
+            prefixes=[3],
+        )
     low = packed([5, 11], [[lowrank_form(2), lowrank_form(3, "F8_E4M3")]], seed=60)
     yield Valid("lowrank", "6.7", "both factor types", low, prefixes=[3])
     planes = packed([3, 10], [[S8, *[PLANE] * 15, S1, *[PLANE] * 15]], seed=61, dtype="F64")
     yield Valid("planes-15-twice", "6.5", "15 planes after each of two sign blocks", planes, prefixes=[3, 10, 18, 19])
     mixed = packed([70, 5], [[SPARSE, S1, PLANE, lowrank_form(1), S8, PLANE, SPARSE]] * 2, seed=62, group_rows=66)
-    yield Valid("kinds-mixed", "6.3", "a chain of seven blocks of four kinds, rows in two tiles", mixed, prefixes=[4, 8, 12])
+    yield Valid(
+        "kinds-mixed", "6.3", "a chain of seven blocks of four kinds, rows in two tiles", mixed, prefixes=[4, 8, 12]
+    )
     files = {
         "zero-value": ("an entry of value zero", sparse(0.5, 3, {(1, 2): 0})),
         "zero-scale": ("a scale of zero", sparse(0.0, 3, {(1, 2): 0x40, (2, 9): 0xC0})),
         "negative-scale": ("a scale below zero", sparse(-0.3, 3, {(0, 0): 0x41, (2, 9): 0xC7})),
-        "full": ("an entry for every element", sparse(0.7, 3, {(r, n): 0x30 + r + n for r in range(3) for n in range(10)})),
+        "full": (
+            "an entry for every element",
+            sparse(0.7, 3, {(r, n): 0x30 + r + n for r in range(3) for n in range(10)}),
+        ),
         "last-element": ("one entry, in the last column of the last row", sparse(1.5, 3, {(2, 9): 0x7E})),
     }
     for name, (shows, data) in files.items():
@@ -152,22 +184,54 @@ def rounding() -> Iterator[Valid]:
     # The powers of two that a value is the sum of: binary64 holds each sum exactly.
     cases = {
         "BF16": [[0, -8], [0, -8, -30], [0, -7, -8], [0, -8, -9], [-1, -9, -40]],
-        "F16": [[0, -11], [0, -11, -40], [0, -10, -11], [0, -11, -12], [-24, -25], [-25], [-25, -45], [-26], [-14, -25]],
+        "F16": [
+            [0, -11],
+            [0, -11, -40],
+            [0, -10, -11],
+            [0, -11, -12],
+            [-24, -25],
+            [-25],
+            [-25, -45],
+            [-26],
+            [-14, -25],
+        ],
         "F32": [[0, -24], [0, -24, -48], [0, -23, -24], [0, -24, -25]],
         "F64": [[0, -48], [0, -30, -40]],
     }
     for dtype, values in cases.items():
-        yield Valid(f"rounding-{dtype.lower()}", "6.3", f"ties, and values beside a tie, to {dtype}", _powers(dtype, values, 1.0))
+        yield Valid(
+            f"rounding-{dtype.lower()}",
+            "6.3",
+            f"ties, and values beside a tie, to {dtype}",
+            _powers(dtype, values, 1.0),
+        )
     largest = [[15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4], [15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5], [16]]
     below = [*largest[0][:-1], 3, -8]
-    yield Valid("rounding-to-infinity", "6.3", "65520 becomes infinite in F16, what is below does not", _powers("F16", [*largest, below], 1.0))
+    yield Valid(
+        "rounding-to-infinity",
+        "6.3",
+        "65520 becomes infinite in F16, what is below does not",
+        _powers("F16", [*largest, below], 1.0),
+    )
     tiny = [[-8], [-8, -20], [-7, -8], [0, -8], [-9], [1]]
-    yield Valid("rounding-subnormal-bf16", "6.3", "ties of subnormals of BF16", _powers("BF16", [[p + 1 for p in v] for v in tiny], 2.0**-127))
+    yield Valid(
+        "rounding-subnormal-bf16",
+        "6.3",
+        "ties of subnormals of BF16",
+        _powers("BF16", [[p + 1 for p in v] for v in tiny], 2.0**-127),
+    )
     small = [[-24], [-24, -30], [-23, -24], [0, -24], [-25], [1]]
-    yield Valid("rounding-subnormal-f32", "6.3", "ties of subnormals of F32", _powers("F32", [[p + 1 for p in v] for v in small], 2.0**-127))
+    yield Valid(
+        "rounding-subnormal-f32",
+        "6.3",
+        "ties of subnormals of F32",
+        _powers("F32", [[p + 1 for p in v] for v in small], 2.0**-127),
+    )
     order = packed([2, 3], [[lowrank_form(3)]], seed=70, dtype="F64")
     # (2^-14·2^-14 + 2^15·2^14) − 2^15·2^14 keeps the small term only if it is not lost in a wider or reordered sum.
-    order.blocks[2].data = f16(2.0**-14, 2.0**15, -(2.0**15), 2.0**15, -(2.0**15), 2.0**-14) + f16(*[2.0**-14, 2.0**14, 2.0**14] * 3)
+    order.blocks[2].data = f16(2.0**-14, 2.0**15, -(2.0**15), 2.0**15, -(2.0**15), 2.0**-14) + f16(
+        *[2.0**-14, 2.0**14, 2.0**14] * 3
+    )
     yield Valid("order-of-the-sum", "6.3", "terms that cancel: another order gives another value", order)
 
 

@@ -72,7 +72,9 @@ class Refusals:
     def __iter__(self) -> Iterator[Invalid]:
         return iter(self._made)
 
-    def each(self, reason: str, section: str, what: str, *, opens: bool = False, unless: str = "", **changes: Change) -> None:
+    def each(
+        self, reason: str, section: str, what: str, *, opens: bool = False, unless: str = "", **changes: Change
+    ) -> None:
         """One vector for each change; its name is ``what`` and the keyword."""
         for name, change in changes.items():
             file = self._base()
@@ -86,5 +88,3 @@ class Refusals:
         """One vector of the sound file itself, of which something is asked that it has not."""
         shows = name.replace("-", " ")
         self._made.append(Invalid(name, section, shows, reason, self._base().seal(), opens, ask))
-
-
