@@ -80,8 +80,9 @@ class Page:
     async def middle(self, selector: str, share: float = 0.5) -> tuple[float, float]:
         """A point in an element, so far from its left edge, scrolled into view."""
         script = (
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            f" const r = e.getBoundingClientRect(); return [r.left + r.width * {share}, r.top + r.height / 2]; }})()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'});"
+            f"const r = e.getBoundingClientRect(); return [r.left + r.width * {share}, r.top + r.height / 2]; }})()"
         )
         x, y = await self.value(script)
         return float(x), float(y)

@@ -136,7 +136,11 @@ def main() -> None:
         lengths = superblock.decode(file.read(superblock.SIZE), str(path))
         file.seek(0)
         whole = file.read(lengths.head_length)
-    result = {"head_bytes": len(whole), "decoded_head_bytes": decoded, "file_bytes": lengths.file_length}
+    result: dict[str, Any] = {
+        "head_bytes": len(whole),
+        "decoded_head_bytes": decoded,
+        "file_bytes": lengths.file_length,
+    }
     if args.javascript:
         result["node"] = subprocess.run(
             ["node", "--version"], capture_output=True, text=True, check=True
