@@ -12,7 +12,7 @@ import pytest
 
 import bsformat
 from tests.browser import CHROMIUM, Page, chromium
-from tests.servers import Nginx
+from tests.servers import Nginx, Scripted
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 
@@ -127,6 +127,27 @@ def test_damage_and_refusals_are_said(nginx: Nginx, tmp_path: Path) -> None:
     in_browser(tmp_path, act)
 
 
+def test_a_file_of_another_origin(nginx: Nginx, scripted: Scripted, tmp_path: Path) -> None:
+    serve(nginx)
+    scripted.data = (VALID / "head-beyond-the-first-read.bstk").read_bytes()
+    allowed = {"Access_Control_Allow_Origin": "*"}
+    exposed = allowed | {"Access_Control_Expose_Headers": "Content-Range, ETag"}
+
+    async def act(page: Page) -> None:
+        scripted.reply = lambda request: scripted.good(request, **exposed)
+        await page.open(nginx.url("index.html?url=" + scripted.url()))
+        await page.until(OPENED)
+        assert [r.headers.get("if-match") for r in scripted.requests] == [None, None]
+        assert {r.headers.get("accept-encoding") for r in scripted.requests} == {"identity"}
+        scripted.reply = lambda request: scripted.good(request, **allowed)
+        await page.open(nginx.url("index.html?url=" + scripted.url()))
+        await page.until("document.querySelector('#error')?.hidden === false")
+        assert "another origin must expose it" in await page.text("#error")
+
+    in_browser(tmp_path, act)
+    assert len(scripted.requests) == 3  # none of them asks first what is allowed
+
+
 def test_a_hostile_name_stays_text(nginx: Nginx, tmp_path: Path) -> None:
     serve(nginx)
     nginx.put("model.bstk", (VALID / "names.bstk").read_bytes())
@@ -159,7 +180,12 @@ def test_every_control_has_a_name_and_the_page_needs_nothing_from_elsewhere(ngin
             "performance.getEntriesByType('resource').map(r => new URL(r.name).protocol + new URL(r.name).host)"
         )
         assert set(hosts) <= {f"http:127.0.0.1:{nginx.port}", "data:"}
-        assert await page.value("document.documentElement.scrollWidth <= innerWidth")
+        for width in (1000, 360):
+            await page.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
+            )
+            assert await page.value("innerWidth") == width
+            assert await page.value("document.documentElement.scrollWidth <= innerWidth")
 
     in_browser(tmp_path, act)
 

@@ -9,6 +9,7 @@ import pytest
 
 import bsformat
 from bitstack.tools.bench import large_index
+from bitstack.tools.serve_ranges import RangeServer
 
 
 def test_the_file_is_sound_and_read_as_the_bench_says(tmp_path: Path, repo_root: Path) -> None:
@@ -21,10 +22,13 @@ def test_the_file_is_sound_and_read_as_the_bench_says(tmp_path: Path, repo_root:
     commands = [[sys.executable, "-c", large_index.PROGRAM]]
     if shutil.which("node"):
         commands.append(["node", str(repo_root / "spec" / "readers" / "js" / "bench.js")])
-    for command in commands:
-        row = large_index.measured([*command, str(path)], 1)
-        assert (row["blocks"], row["requests"], row["bytes"]) == (1800, 2, head)
-        assert set(row) >= {"open_seconds", "first_plan_seconds", "slowest_plan_seconds", "peak_bytes"}
+    with RangeServer(path) as server:
+        for command in commands:
+            for place in (str(path), server.url):
+                row = large_index.measured([*command, place], 1)
+                assert (row["blocks"], row["requests"], row["bytes"]) == (1800, 2, head)
+                assert set(row) >= {"open_seconds", "first_plan_seconds", "slowest_plan_seconds", "peak_bytes"}
+        assert server.requests == 2 * len(commands)
 
 
 def test_a_run_that_fails_ends_the_bench() -> None:
