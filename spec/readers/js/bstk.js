@@ -26,7 +26,7 @@ export async function open(from, options) {
 /** @param {string | URL | Uint8Array | Blob | import("./src/source.js").Source} from */
 async function source(from) {
   if (from instanceof Uint8Array) return new MemorySource(from);
-  if (typeof Blob !== "undefined" && from instanceof Blob) return new BlobSource(from);
+  if (from instanceof Blob) return new BlobSource(from);
   if (typeof from !== "string" && !(from instanceof URL)) return from;
   if (globalThis.document || /^https?:/.test(String(from))) return new HttpSource(from);
   const { FileSource } = await import("./src/node-file.js");

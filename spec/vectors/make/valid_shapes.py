@@ -164,6 +164,16 @@ def kinds() -> Iterator[Valid]:
     codes = bytes(code for code in range(256) if code & 0x7F != 0x7F)[:32]
     every.blocks[2].data = codes + bytes([0x38, 0x01, 0x07, 0x08, 0x7E, 0xFE, 0x81, 0x80]) + f32(1.0)
     yield Valid("e4m3-codes", "8.1", "subnormal, largest and negative zero codes", every)
+    small = packed([2, 3], [[S1, lowrank_form(1)]], seed=66, dtype="F64")
+    small.blocks[2].data = bytes([5, 2]) + f16(5 * 2.0**-24, -3 * 2.0**-24, 2.0**-24, 2.0**-14, 1023 * 2.0**-24)
+    small.blocks[3].data = f16(1.0, -0.0, 1.0, -7 * 2.0**-24, 0.0)
+    small.blocks[1].data = f16(2.0**-24, 1.0, -(2.0**-20))
+    yield Valid("f16-subnormals", "8.1", "factors and scales below the smallest normal number of F16", small)
+    tiny = packed([2, 2], [[S1]], seed=67, dtype="F64")
+    tiny.tensors[0]["dtype"], tiny.tensors[1]["dtype"] = "BF16", "F32"
+    tiny.blocks[0].data = bf16(2.0**-133, 2.0**-127)
+    tiny.blocks[1].data = f32(2.0**-149, 3.0 * 2.0**-140)
+    yield Valid("scale-subnormals", "8.1", "scales below the smallest normal number of BF16 and F32", tiny)
 
 
 def _widest() -> File:

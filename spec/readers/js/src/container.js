@@ -58,8 +58,8 @@ function join(a, b) {
 export class Container {
   /** @type {Float64Array} resident bytes of the first n blocks, for n from 0 to the available ones */
   #resident;
-  /** @type {Map<number, number[]>} | undefined chain to its blocks */
-  #chains;
+  /** @type {Map<number, number[]> | undefined} chain to its blocks */
+  #chains = undefined;
   #lead;
 
   /**

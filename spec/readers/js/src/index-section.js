@@ -1,5 +1,5 @@
 /** The index: §5. */
-import { need } from "./errors.js";
+import { need, shown } from "./errors.js";
 import { view } from "./bytes.js";
 import { payloadFits } from "./payload.js";
 import * as R from "./registry.js";
@@ -86,16 +86,15 @@ function checkOffsets(index, blocksOffset, fileLength) {
 
 /** Chains, forms, worth, levels, planes, and the order of raw blocks. @param {Index} index @param {Metadata} metadata */
 function checkChains(index, { tensors, forms, chains }) {
-  const owner = new Int32Array(chains);
-  tensors.forEach((tensor, t) => owner.fill(t, tensor.firstChain, tensor.firstChain + tensor.chains));
-  const levels = new Uint32Array(chains);
-  // What a plane could follow: planes since the last sign block, or −1.
-  const planes = new Int8Array(chains).fill(-1);
+  const firstChains = Int32Array.from(tensors, (tensor) => tensor.firstChain);
+  // Of the chains that have blocks alone: a few bytes can declare millions of chains.
+  /** @type {Map<number, {level: number, planes: number}>} */
+  const states = new Map();
   let sawOther = false;
   for (let b = 0; b < index.count; b++) {
     const chain = index.chain[b];
     need(chain < chains, "index-chain", `block ${b} is of chain ${chain}; there are ${chains}`);
-    const tensor = tensors[(index.tensor[b] = owner[chain])];
+    const tensor = tensors[(index.tensor[b] = ownerOf(firstChains, chain))];
     const form = forms[index.form[b]];
     need(form, "index-form", `block ${b} has form ${index.form[b]}; there are ${forms.length}`);
     const raw = form.kind === "raw";
@@ -104,20 +103,34 @@ function checkChains(index, { tensors, forms, chains }) {
     need(!wide, "index-form", `block ${b} is sparse and of a tensor of ${tensor.columns} columns`);
     const worth = index.worth[b];
     need(worth >= 0 && worth < Infinity, "index-worth", `block ${b} has the worth ${worth}`);
-    const level = levels[chain]++;
+    // `planes`: how many came since the last sign block, or −1 where none can come.
+    let state = states.get(chain);
+    if (!state) states.set(chain, (state = { level: 0, planes: -1 }));
+    const level = state.level++;
     need(index.level[b] === level && (level === 0 || !raw), "index-level", `block ${b} has level ${index.level[b]}, not ${level}`);
     if (form.kind === "plane") {
-      need(planes[chain] >= 0, "index-plane", `block ${b} is a plane after no sign block`);
-      need(++planes[chain] <= R.MAX_PLANES, "index-plane", `block ${b} is a plane too many`);
+      need(state.planes >= 0, "index-plane", `block ${b} is a plane after no sign block`);
+      need(++state.planes <= R.MAX_PLANES, "index-plane", `block ${b} is a plane too many`);
     } else {
-      planes[chain] = form.kind === "sign" ? 0 : -1;
+      state.planes = form.kind === "sign" ? 0 : -1;
     }
     need(!raw || (!sawOther && b < index.required), "index-order", `raw block ${b} comes after others, or is not required`);
     sawOther ||= !raw;
   }
   for (const tensor of tensors) {
-    need(tensor.packed || levels[tensor.firstChain], "index-missing", `tensor ${tensor.name} has no block`);
+    need(tensor.packed || states.has(tensor.firstChain), "index-missing", `tensor ${shown(tensor.name)} has no block`);
   }
+}
+
+/** The last tensor whose first chain is not after a chain. @param {Int32Array} firstChains @param {number} chain */
+function ownerOf(firstChains, chain) {
+  let [low, high] = [0, firstChains.length - 1];
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (firstChains[middle] <= chain) low = middle;
+    else high = middle - 1;
+  }
+  return low;
 }
 
 /** @param {Index} index @param {Metadata} metadata */

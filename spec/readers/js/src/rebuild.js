@@ -46,6 +46,7 @@ function turned(tensor) {
 function chainTotal(tensor, rows, levels) {
   const { columns } = tensor;
   const total = new Float64Array(rows * columns);
+  /** @type {Float64Array} */
   let magnitude = new Float64Array(0);
   for (const { form, data } of levels) {
     if (form.kind === "sparse") {
