@@ -116,7 +116,7 @@ def test_damage_and_refusals_are_said(nginx: Nginx, tmp_path: Path) -> None:
         await page.open(nginx.url("index.html?url=damaged.bstk&root=" + root.upper()))
         await page.until(OPENED)
         await page.click("#verify")
-        await page.until("document.querySelector('#verify-text').innerText.startsWith('Damaged: 1 parts')")
+        await page.until("document.querySelector('#verify-text').innerText.startsWith('Damaged: 1 part of')")
         assert "block-digest" in await page.text("#problems")
         for query, reason in (("other.bstk", "not-bstk"), ("damaged.bstk&root=" + "0" * 64, "root-mismatch")):
             await page.open(nginx.url("index.html?url=" + query))

@@ -166,7 +166,7 @@ class View {
       });
       bar.value = 1;
       text.textContent = problems.length
-        ? `Damaged: ${counted(problems.length)} parts of the file are not what its root says.`
+        ? `Damaged: ${counted(problems.length)} ${problems.length === 1 ? "part" : "parts"} of the file not as the root says.`
         : `Sound: ${counted(this.file.available)} blocks, every byte as the root says.`;
       list.replaceChildren(...problems.slice(0, SHOWN).map((p) => element("li", {}, `${p.reason}: ${p.message}`)));
     } catch (error) {
