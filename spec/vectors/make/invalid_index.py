@@ -116,6 +116,7 @@ def index() -> list[Invalid]:
         "5",
         "order",
         raw_after_others=lambda f: f.blocks.append(f.blocks.pop(0)) or setattr(f, "required", 4),
+        raw_after_others_and_required=lambda f: f.blocks.append(f.blocks.pop(0)) or setattr(f, "required", LAST + 1),
         raw_not_required=lambda f: setattr(f, "required", 3),
         nothing_required=lambda f: setattr(f, "required", 0),
     )

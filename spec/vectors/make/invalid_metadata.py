@@ -212,6 +212,22 @@ def tensors() -> list[Invalid]:
 
         file.change_meta = edit
 
+    def one_dimension(file: File) -> None:
+        file.tensors[ROWS]["shape"] = [1]
+        file.tensors[WEIGHT] |= {"shape": [N], "group_rows": 1}
+
+    def packed_col_scale(file: File) -> None:
+        file.tensors[WEIGHT]["col_scale"] = 6
+        scale = file.tensors[WEIGHT] | {"name": "v", "shape": [1, N], "group_rows": 1, "row_scale": 5, "col_scale": 3}
+        file.tensors += [{"name": "one", "shape": [1], "dtype": "F32"}, scale]
+
+    r.each(
+        "metadata-value",
+        "4.2",
+        "tensor",
+        packed_with_one_dimension=one_dimension,
+        col_scale_is_packed=packed_col_scale,
+    )
     r.each("metadata-value", "4.2", "tensor", chains_beyond_the_limit_in_sum=many_chains)
     r.each(
         "metadata-value",

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from .bits import ZSTD_MAGIC
 from .file import External, File
-from .invalid_head import FRAMES
+from .invalid_head import FRAMES, patched
 from .invalid_metadata import drop, put, put_all
 from .samples import NORM, sample
 from .vector import Change, Invalid, Refusals
@@ -26,6 +27,10 @@ BAD_FILE_NAMES = {
     "nul": "a\0",
     "too_long": "a/" * 512 + "a",
 }
+
+
+#: A frame of no bytes with a checksum, the lower half of XXH64 of nothing.
+NOTHING_CHECKED = ZSTD_MAGIC + b"\x24\x00" + b"\x01\0\0" + b"\x99\xe9\xd8\x51"
 
 
 def names() -> list[Invalid]:
@@ -112,6 +117,15 @@ def attachments() -> list[Invalid]:
 
     for name, make in FRAMES.items():
         r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **{name: compressed(make)})
+    nothing = {
+        "checksum_of_nothing_wrong": patched(NOTHING_CHECKED, 9, b"\x98"),
+        "checksum_of_nothing_missing": NOTHING_CHECKED[:-4],
+        "nothing_without_size": ZSTD_MAGIC + b"\x00\x58" + b"\x01\0\0",
+        "nothing_and_a_byte": ZSTD_MAGIC + b"\x20\x00" + b"\x09\0\0x",
+    }
+    for name, stored in nothing.items():
+        change = {name: lambda f, stored=stored: f.external.__setitem__(0, External("v", b"", "zstd", stored))}
+        r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **change)
     r.asked("attachment-unknown", "9.5", "attachment-not-there", {"attachment": "merges.txt"}, opens=True)
     r.asked("attachment-unknown", "9.5", "attachment-of-a-name-in-capitals", {"attachment": "Config.json"}, opens=True)
     return list(r)

@@ -8,6 +8,7 @@ from pathlib import Path
 from .bits import ZSTD_MAGIC, Noise, Spliced, f32, frame_blocks, frame_header
 from .file import Block, External
 from .invalid_metadata import nested
+from .invalid_names import NOTHING_CHECKED
 from .kinds import packed, sign_form
 from .samples import MASK, VOCABULARY, sample
 from .valid_shapes import raw_file, smallest
@@ -92,6 +93,7 @@ def metadata() -> Iterator[Valid]:
         ("É", [1], "U8", b"\4"),
         (" ", [1], "U8", b"\5"),
         ("a/../b\n\t\\", [1], "U8", b"\6"),
+        ("\ufeff ", [1], "U8", b"\x08"),
         ("__proto__", [1], "U8", b"\7"),
     )
     names.aliases = {"constructor": "__proto__", "z": " ", "toString": "é"}
@@ -118,6 +120,8 @@ def attachments() -> Iterator[Valid]:
         External("tokenizer.json", VOCABULARY),
         External("tokenizer/vocab.json", VOCABULARY, "zstd"),
         External("nothing", b"", "zstd"),
+        External("nothing, with its checksum", b"", "zstd", NOTHING_CHECKED),
+        External("nothing, in three blocks", b"", "zstd", ZSTD_MAGIC + b"\x20\x00" + bytes(6) + b"\x01\0\0"),
         External("ü/..a/…", b"x"),
     ]
     yield Valid("attachments", "4.5", "in the head and outside, compressed and not, of no bytes, in folders", several)

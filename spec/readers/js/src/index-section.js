@@ -84,41 +84,57 @@ function checkOffsets(index, blocksOffset, fileLength) {
   need(blocksOffset + end === fileLength, "index-offset", `the last block ends at ${blocksOffset + end}, the file at ${fileLength}`);
 }
 
-/** Chains, forms, worth, levels, planes, and the order of raw blocks. @param {Index} index @param {Metadata} metadata */
+/**
+ * Chains, forms, worth, levels, planes, and the order of raw blocks: one after the other over all blocks, as §7.1 would have it.
+ * @param {Index} index @param {Metadata} metadata
+ */
 function checkChains(index, { tensors, forms, chains }) {
+  const { count, chain, form, level, required } = index;
   const firstChains = Int32Array.from(tensors, (tensor) => tensor.firstChain);
-  // Of the chains that have blocks alone: a few bytes can declare millions of chains.
-  /** @type {Map<number, {level: number, planes: number}>} */
-  const states = new Map();
-  let sawOther = false;
-  for (let b = 0; b < index.count; b++) {
-    const chain = index.chain[b];
-    need(chain < chains, "index-chain", `block ${b} is of chain ${chain}; there are ${chains}`);
-    const tensor = tensors[(index.tensor[b] = ownerOf(firstChains, chain))];
-    const form = forms[index.form[b]];
-    need(form, "index-form", `block ${b} has form ${index.form[b]}; there are ${forms.length}`);
-    const raw = form.kind === "raw";
-    need(raw !== tensor.packed, "index-form", `block ${b} of kind ${form.kind} is of a ${tensor.packed ? "packed" : "raw"} tensor`);
-    const wide = form.kind === "sparse" && tensor.columns > R.MAX_SPARSE_COLUMNS;
+  for (let b = 0; b < count; b++) {
+    need(chain[b] < chains, "index-chain", `block ${b} is of chain ${chain[b]}; there are ${chains}`);
+    index.tensor[b] = ownerOf(firstChains, chain[b]);
+  }
+  const [raw, sign, plane] = ["raw", "sign", "plane"].map((kind) => forms.map((each) => each.kind === kind));
+  for (let b = 0; b < count; b++) {
+    const tensor = tensors[index.tensor[b]];
+    const own = forms[form[b]];
+    need(own, "index-form", `block ${b} has form ${form[b]}; there are ${forms.length}`);
+    need(raw[form[b]] !== tensor.packed, "index-form", `block ${b} of kind ${own.kind} is of a ${tensor.packed ? "packed" : "raw"} tensor`);
+    const wide = own.kind === "sparse" && tensor.columns > R.MAX_SPARSE_COLUMNS;
     need(!wide, "index-form", `block ${b} is sparse and of a tensor of ${tensor.columns} columns`);
+  }
+  for (let b = 0; b < count; b++) {
     const worth = index.worth[b];
     need(worth >= 0 && worth < Infinity, "index-worth", `block ${b} has the worth ${worth}`);
-    // `planes`: how many came since the last sign block, or −1 where none can come.
-    let state = states.get(chain);
-    if (!state) states.set(chain, (state = { level: 0, planes: -1 }));
-    const level = state.level++;
-    need(index.level[b] === level && (level === 0 || !raw), "index-level", `block ${b} has level ${index.level[b]}, not ${level}`);
-    if (form.kind === "plane") {
-      need(state.planes >= 0, "index-plane", `block ${b} is a plane after no sign block`);
-      need(++state.planes <= R.MAX_PLANES, "index-plane", `block ${b} is a plane too many`);
-    } else {
-      state.planes = form.kind === "sign" ? 0 : -1;
-    }
-    need(!raw || (!sawOther && b < index.required), "index-order", `raw block ${b} comes after others, or is not required`);
-    sawOther ||= !raw;
+  }
+  // Of the chains that have blocks alone: a few bytes can declare millions of chains.
+  /** @type {Map<number, number>} */
+  const levels = new Map();
+  for (let b = 0; b < count; b++) {
+    const due = levels.get(chain[b]) ?? 0;
+    need(level[b] === due && (due === 0 || !raw[form[b]]), "index-level", `block ${b} has level ${level[b]}, not ${due}`);
+    levels.set(chain[b], due + 1);
+  }
+  /** @type {Map<number, number>} planes since the last sign block, in chains where one can follow */
+  const planes = new Map();
+  for (let b = 0; b < count; b++) {
+    if (sign[form[b]]) planes.set(chain[b], 0);
+    else if (plane[form[b]]) {
+      const before = planes.get(chain[b]);
+      need(before !== undefined, "index-plane", `block ${b} is a plane after no sign block`);
+      need(Number(before) < R.MAX_PLANES, "index-plane", `block ${b} is a plane too many`);
+      planes.set(chain[b], Number(before) + 1);
+    } else planes.delete(chain[b]);
   }
   for (const tensor of tensors) {
-    need(tensor.packed || states.has(tensor.firstChain), "index-missing", `tensor ${shown(tensor.name)} has no block`);
+    need(tensor.packed || levels.has(tensor.firstChain), "index-missing", `tensor ${shown(tensor.name)} has no block`);
+  }
+  let sawOther = false;
+  for (let b = 0; b < count; b++) {
+    const fine = !raw[form[b]] || (!sawOther && b < required);
+    need(fine, "index-order", `raw block ${b} comes after others, or is not required`);
+    sawOther ||= !raw[form[b]];
   }
 }
 
