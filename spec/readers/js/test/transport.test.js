@@ -31,6 +31,8 @@ async function player(data, answers) {
     response.writeHead(answer.status ?? 206, headers).end(body);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  // A test that fails before it closes the server must not keep the process.
+  server.unref();
   const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
   const close = () => {
     server.closeAllConnections?.();
