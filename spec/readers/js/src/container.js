@@ -90,14 +90,15 @@ export class Container {
   #countAvailable() {
     const { count, required, offset, stored } = this.index;
     const [first, present] = [this.superblock.blocksOffset, this.superblock.presentLength];
-    let available = 0;
-    let end = first;
-    while (available < count) {
-      const next = first + offset[available] + BigInt(stored[available]);
-      if (next > present) break;
-      end = next;
-      available++;
+    const endOf = (/** @type {number} */ blocks) =>
+      blocks ? first + offset[blocks - 1] + BigInt(stored[blocks - 1]) : first;
+    let [available, high] = [0, count];
+    while (available < high) {
+      const middle = Math.ceil((available + high) / 2);
+      if (endOf(middle) <= present) available = middle;
+      else high = middle - 1;
     }
+    const end = endOf(available);
     need(end === present, "superblock-invalid", `a present length of ${present}, which is not where a block ends`, 80);
     need(available >= required, "superblock-invalid", "a prefix file that lacks required blocks", 80);
     return available;

@@ -1,5 +1,5 @@
 /** The index: §5. */
-import { need, shown } from "./errors.js";
+import { BstkError, need, shown } from "./errors.js";
 import { view } from "./bytes.js";
 import { payloadFits } from "./payload.js";
 import * as R from "./registry.js";
@@ -45,8 +45,8 @@ function columns(data) {
     return data.slice(at - bytes * count, at);
   };
   const offset = new BigUint64Array(column(8).buffer);
-  const stored = bounded(new BigUint64Array(column(8).buffer), "stored");
-  const length = bounded(new BigUint64Array(column(8).buffer), "length");
+  const stored = bounded(new Uint32Array(column(8).buffer), "stored");
+  const length = bounded(new Uint32Array(column(8).buffer), "length");
   return {
     count,
     required: Number(required),
@@ -62,26 +62,55 @@ function columns(data) {
   };
 }
 
-/** Lengths of 64 bits as numbers, once they are known to be within the limit. @param {BigUint64Array} values @param {string} what */
-function bounded(values, what) {
-  const limit = BigInt(R.MAX_BLOCK_BYTES);
-  const out = new Float64Array(values.length);
-  for (let b = 0; b < values.length; b++) {
-    need(values[b] >= 1n && values[b] <= limit, "index-offset", `${what} of block ${b} is ${values[b]}`);
-    out[b] = Number(values[b]);
+/** What 2^32 is worth: numbers of 64 bits come as a low and a high half. */
+const HALF = 2 ** 32;
+
+/** Lengths of 64 bits as numbers, once they are known to be within the limit. @param {Uint32Array} halves @param {string} what */
+function bounded(halves, what) {
+  const out = new Float64Array(halves.length / 2);
+  for (let b = 0; b < out.length; b++) {
+    // Beyond 2^53 this is rounded, but not to below the limit.
+    const length = halves[2 * b + 1] * HALF + halves[2 * b];
+    if (!(length >= 1 && length <= R.MAX_BLOCK_BYTES)) {
+      throw new BstkError("index-offset", `${what} of block ${b} is ${length}`);
+    }
+    out[b] = length;
   }
   return out;
 }
 
 /** @param {Index} index @param {bigint} blocksOffset @param {bigint} fileLength */
 function checkOffsets(index, blocksOffset, fileLength) {
+  // Where each block has to begin is exact as a number up to 2^53, and beyond it as a bigint, which takes ten times as long.
+  const end = fileLength <= Number.MAX_SAFE_INTEGER ? BigInt(endOfSmall(index)) : endOfHuge(index);
+  need(blocksOffset + end === fileLength, "index-offset", `the last block ends at ${blocksOffset + end}, the file at ${fileLength}`);
+}
+
+const misplaced = (/** @type {Index} */ index, /** @type {number} */ b, /** @type {number | bigint} */ start) =>
+  new BstkError("index-offset", `block ${b} begins at ${index.offset[b]}, not at ${start}`);
+
+/** @param {Index} index */
+function endOfSmall(index) {
+  const halves = new Uint32Array(index.offset.buffer);
+  let end = 0;
+  for (let b = 0; b < index.count; b++) {
+    const start = R.align(end);
+    // A sum beyond 2^53 is beyond the file too, and is found to be after the last block.
+    if (halves[2 * b + 1] * HALF + halves[2 * b] !== start) throw misplaced(index, b, start);
+    end = start + index.stored[b];
+  }
+  return end;
+}
+
+/** @param {Index} index */
+function endOfHuge(index) {
   let end = 0n;
   for (let b = 0; b < index.count; b++) {
     const start = (end + 63n) & ~63n;
-    need(index.offset[b] === start, "index-offset", `block ${b} begins at ${index.offset[b]}, not at ${start}`);
+    if (index.offset[b] !== start) throw misplaced(index, b, start);
     end = start + BigInt(index.stored[b]);
   }
-  need(blocksOffset + end === fileLength, "index-offset", `the last block ends at ${blocksOffset + end}, the file at ${fileLength}`);
+  return end;
 }
 
 /**

@@ -35,25 +35,27 @@ export function decode(data) {
 
 const value = (/** @type {unknown} */ fine, /** @type {string} */ message) => need(fine, "metadata-value", message);
 
-/** The values of one map, each taken once; what is left at the end is an unknown key. */
+/** The values of one map, each taken once; whatever nobody took is an unknown key. */
 class Fields {
   /** @param {unknown} item @param {string} what for messages */
   constructor(item, what) {
     value(item instanceof Map, `${what} is not a map`);
-    this.left = new Map(/** @type {Map<string, unknown>} */ (item));
+    this.items = /** @type {Map<string, unknown>} */ (item);
     this.what = what;
+    /** @type {string[]} */
+    this.taken = [];
   }
 
   /** @param {string} key */
   has(key) {
-    return this.left.has(key);
+    return this.items.has(key);
   }
 
   /** @param {string} key @returns {unknown} */
   take(key) {
-    need(this.left.has(key), "metadata-key", `${this.what} lacks the key ${key}`);
-    const item = this.left.get(key);
-    this.left.delete(key);
+    const item = this.items.get(key);
+    if (item === undefined) throw new BstkError("metadata-key", `${this.what} lacks the key ${key}`);
+    this.taken.push(key);
     return item;
   }
 
@@ -101,8 +103,9 @@ class Fields {
   }
 
   end() {
-    const [key] = this.left.keys();
-    need(key === undefined, "metadata-key", `${this.what} has an unknown key ${shown(key)}`);
+    if (this.taken.length === this.items.size) return;
+    const unknown = [...this.items.keys()].find((key) => !this.taken.includes(key));
+    throw new BstkError("metadata-key", `${this.what} has an unknown key ${shown(unknown)}`);
   }
 }
 
