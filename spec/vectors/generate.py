@@ -56,6 +56,7 @@ def invalid() -> Iterator[Invalid]:
     yield from invalid_metadata.containers()
     yield from invalid_names.names()
     yield from invalid_names.attachments()
+    yield from invalid_names.attachment_frames()
     yield from invalid_index.index()
     yield from invalid_blocks.blocks()
 

@@ -5,7 +5,7 @@ from .file import File
 from .invalid_head import FRAMES, patched
 from .invalid_index import LAST, row
 from .kinds import sparse, sparse_of
-from .samples import MASK, M, N, sample, tall
+from .samples import MASK, M, N, framed, sample, tall
 from .vector import Change, Invalid, Refusals
 
 
@@ -45,8 +45,6 @@ def blocks() -> list[Invalid]:
         of_another_block=lambda f: row(4, digest=digest(f.blocks[5].data))(f),
         of_the_payload_and_not_of_the_stored_bytes=row(1, digest=digest(MASK)),
     )
-    for name, make in FRAMES.items():
-        r.each("block-codec", "8.3", "block-frame", opens=True, **{name: row(1, stored_data=make(MASK))})
     for number, what in ((4, "sign"), (5, "sign8"), (6, "plane")):
         for which in range(M):
             bit = (2, 7, 5)[which]
@@ -108,7 +106,15 @@ def blocks() -> list[Invalid]:
         all_of_it=lambda f: setattr(f, "fill", b"\xff"),
         after_the_attachments=_dirty_after_attachments,
     )
-    return [*r, *tiles()]
+    return [*r, *frames(), *tiles()]
+
+
+def frames() -> list[Invalid]:
+    """§8.3 in a block."""
+    r = Refusals(framed)
+    for name, make in FRAMES.items():
+        r.each("block-codec", "8.3", "block-frame", opens=True, **{name: row(0, stored_data=make(MASK))})
+    return list(r)
 
 
 def _dirty_after_attachments(file: File) -> bytes:

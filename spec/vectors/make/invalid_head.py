@@ -6,7 +6,7 @@ from typing import Any
 
 from .bits import ZSTD_MAGIC, frame, frame_blocks, frame_header
 from .file import File
-from .samples import sample
+from .samples import framed, sample
 from .vector import Change, Invalid, Refusals
 
 
@@ -161,7 +161,7 @@ def with_size(data: bytes, declared: int) -> bytes:
     return ZSTD_MAGIC + frame_header(declared) + frame_blocks(data)
 
 
-#: What is no frame of §8.3 of the declared length. The content is at least 100 bytes.
+#: What is no frame of §8.3 of the declared length. The content is at least 80 bytes.
 FRAMES: dict[str, Callable[[bytes], bytes]] = {
     "not_compressed": lambda data: data,
     "zeros": lambda data: bytes(20),
@@ -195,7 +195,7 @@ FRAMES: dict[str, Callable[[bytes], bytes]] = {
 
 def sections() -> list[Invalid]:
     """§8.3 in the metadata and in the index."""
-    r = Refusals(sample)
+    r = Refusals(framed)
     for name, make in FRAMES.items():
         r.each("metadata-compression", "8.3", "metadata-frame", **{name: _set(metadata_frame=make)})
         r.each("index-compression", "8.3", "index-frame", **{name: _set(index_frame=make)})

@@ -1,12 +1,11 @@
 """Invalid vectors of names (§4) and of attachments (§4.5)."""
 
-from typing import Any
 
 from .bits import ZSTD_MAGIC
 from .file import External, File
 from .invalid_head import FRAMES, patched
 from .invalid_metadata import drop, put, put_all
-from .samples import NORM, sample
+from .samples import NORM, VOCABULARY, framed, sample
 from .vector import Change, Invalid, Refusals
 
 BAD_FILE_NAMES = {
@@ -111,21 +110,24 @@ def attachments() -> list[Invalid]:
         offset_and_stored_wrap=outside(offset=1 << 62, stored=1 << 30, length=1 << 30),
     )
     r.each("attachment-digest", "4.5", "attachment", opens=True, other_bytes=outside(digest=bytes(32)))
-
-    def compressed(make: Any) -> Change:
-        return lambda f: f.external.__setitem__(0, External("v", f.external[0].data, "zstd", make(f.external[0].data)))
-
-    for name, make in FRAMES.items():
-        r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **{name: compressed(make)})
-    nothing = {
-        "checksum_of_nothing_wrong": patched(NOTHING_CHECKED, 9, b"\x98"),
-        "checksum_of_nothing_missing": NOTHING_CHECKED[:-4],
-        "nothing_without_size": ZSTD_MAGIC + b"\x00\x58" + b"\x01\0\0",
-        "nothing_and_a_byte": ZSTD_MAGIC + b"\x20\x00" + b"\x09\0\0x",
-    }
-    for name, stored in nothing.items():
-        change = {name: lambda f, stored=stored: f.external.__setitem__(0, External("v", b"", "zstd", stored))}
-        r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **change)
     r.asked("attachment-unknown", "9.5", "attachment-not-there", {"attachment": "merges.txt"}, opens=True)
     r.asked("attachment-unknown", "9.5", "attachment-of-a-name-in-capitals", {"attachment": "Config.json"}, opens=True)
+    return list(r)
+
+
+def attachment_frames() -> list[Invalid]:
+    """§8.3 in an attachment, frames of no bytes too."""
+
+    def compressed(data: bytes, stored: bytes) -> Change:
+        return lambda file: file.external.__setitem__(0, External("v", data, "zstd", stored))
+
+    r = Refusals(framed)
+    frames = {name: compressed(VOCABULARY, make(VOCABULARY)) for name, make in FRAMES.items()}
+    frames |= {
+        "checksum_of_nothing_wrong": compressed(b"", patched(NOTHING_CHECKED, 9, b"\x98")),
+        "checksum_of_nothing_missing": compressed(b"", NOTHING_CHECKED[:-4]),
+        "nothing_without_size": compressed(b"", ZSTD_MAGIC + b"\x00\x58" + b"\x01\0\0"),
+        "nothing_and_a_byte": compressed(b"", ZSTD_MAGIC + b"\x20\x00" + b"\x09\0\0x"),
+    }
+    r.each("attachment-codec", "8.3", "attachment-frame", opens=True, **frames)
     return list(r)

@@ -72,3 +72,11 @@ def tall() -> File:
         Block(2, 0, 1, sparse(0.25, 130, {(0, 1): 0x38, (64, 0): 0x40, (129, 4): 0xC0}), 1.0),
     ]
     return file
+
+
+def framed() -> File:
+    """A small file with a frame in each place that has one: metadata, index, a block, an attachment."""
+    file = File(tensors=[{"name": "mask", "shape": [10, 10], "dtype": "U8"}], forms=[RAW_ZSTD])
+    file.blocks = [Block(0, 0, 0, MASK)]
+    file.external = [External("v", VOCABULARY, "zstd")]
+    return file
