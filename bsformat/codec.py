@@ -23,11 +23,23 @@ def decompress(data: bytes | memoryview, length: int, what: str, where: str, rea
             raise zstandard.ZstdError(f"its frame holds {frame.content_size} bytes, expected {length}")
         if frame.dict_id:
             raise zstandard.ZstdError("it needs a dictionary")
-        out = zstandard.ZstdDecompressor().decompress(data, max_output_size=length, allow_extra_data=False)
+        if length:
+            out = zstandard.ZstdDecompressor().decompress(data, max_output_size=length, allow_extra_data=False)
+        else:
+            out = _nothing(data)
     except zstandard.ZstdError as error:
         raise FormatError(f"{what} is not valid zstd: {error}", where=where, reason=reason) from None
     if len(out) != length:
         raise FormatError(f"{what} decodes to {len(out)} bytes, expected {length}", where=where, reason=reason)
+    return out
+
+
+def _nothing(data: bytes | memoryview) -> bytes:
+    """A frame of no bytes. `ZstdDecompressor.decompress` would look no further than the size that it declares."""
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    out: bytes = decoder.decompress(data)
+    if not decoder.eof or decoder.unused_data:
+        raise zstandard.ZstdError("it ends too early, or bytes follow it")
     return out
 
 

@@ -176,7 +176,7 @@ class HttpSource:
         came = body.offset + body.done - start
         if came < got:
             text = f"the response ended after {came} of {got} bytes"
-            return SourceError(text, where=self.name, offset=start)
+            return ShortReadError(text, where=self.name, offset=start)
         text = f"the server answers with bytes {start}-{start + got - 1}, asked for {start}-{stop - 1}"
         return ShortReadError(text, where=self.name, offset=start)
 
@@ -276,7 +276,7 @@ class HttpSource:
             self._unsound(ShortReadError, text, start)
         if self._identity is None:
             if total is None:
-                raise SourceError("the server does not say how large the object is", where=self.name)
+                raise RangeError("the server does not say how large the object is", where=self.name)
             self._identity = Identity.of(headers, total)
         return end - begin
 

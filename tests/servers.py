@@ -31,6 +31,7 @@ error_log {base}/error.log warn;
 events {{ worker_connections 512; }}
 http {{
   default_type application/octet-stream;
+  types {{ text/html html; text/css css; text/javascript js mjs; }}
   log_format record escape=json '{{"method":"$request_method","uri":"$uri","status":$status,"range":"$http_range",'
     '"if_match":"$http_if_match","bytes":$body_bytes_sent,"connection":$connection}}';
   access_log {base}/access.log record;
