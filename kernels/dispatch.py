@@ -41,7 +41,7 @@ def linear(
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
         backend: a name of `available_backends(x.device)`, or `"auto"`: what `set_backend` or the environment variable
-            BSTK_BACKEND says, else hopper or triton on CUDA and numba on the CPU, where they run, else torch.
+            BSTK_KERNELS says, else hopper or triton on CUDA and numba on the CPU, where they run, else torch.
 
     Returns:
         [..., rows] of x.dtype.

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-VARIABLE: Final = "BSTK_BACKEND"
+VARIABLE: Final = "BSTK_KERNELS"
 """The environment variable that names a backend for the whole process."""
 _set: list[str] = []
 
@@ -11,7 +11,7 @@ _set: list[str] = []
 def set_backend(name: str | None) -> None:
     """Use one backend wherever none is named: in models, and in calls with `backend="auto"`.
 
-    A call on a device where it does not run fails, and says so. Before the environment variable BSTK_BACKEND.
+    A call on a device where it does not run fails, and says so. Before the environment variable BSTK_KERNELS.
 
     Args:
         name: one of `bitstack.kernels.BACKENDS`; None goes back to the variable, or where it is not set to the

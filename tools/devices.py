@@ -26,7 +26,7 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def use_backend(name: str | None, device: torch.device) -> None:
+def use_kernels(name: str | None, device: torch.device) -> None:
     """Use the kernels of one backend in this process; None leaves the choice to the device.
 
     Raises:

@@ -102,14 +102,14 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
     import bitstack
     from bitstack.loader import resolve_budget
 
-    from .devices import default_dtype, find_device, find_dtype, hardware, use_backend, versions
+    from .devices import default_dtype, find_device, find_dtype, hardware, use_kernels, versions
     from .evaluation.compare import baseline_wins, put_beside
     from .evaluation.packed import measure_packed
     from .evaluation.yardstick import Text, Yardstick
 
     quiet_libraries()
     device = find_device(args.device)
-    use_backend(args.backend, device)
+    use_kernels(args.kernels, device)
     dtype = find_dtype(args.dtype) or default_dtype(device)
     decided = automatic(args, container, device, dtype)
     # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .options import add_backend, add_device, add_source, sizes, whole
+from .options import add_kernels, add_device, add_source, sizes, whole
 
 #: Names of `bitstack.tools.evaluation.baselines.BASELINES`, repeated because asking it would import torch; a test
 #: compares them.
@@ -58,7 +58,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--windows", metavar="N", type=whole(1), help="only the first N windows of each text (default: all)")
     add("--plot", metavar="PNG", type=os.fspath, help="draw the curves into this file (needs matplotlib)")
     add_device(parser)
-    add_backend(parser)
+    add_kernels(parser)
     tasks = parser.add_argument_group("zero-shot accuracy", "needs lm-eval: pip install 'bitstack[eval]'")
     add = tasks.add_argument
     add(

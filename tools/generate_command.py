@@ -23,12 +23,12 @@ def run(args: argparse.Namespace) -> int:
         check_bounds(container, args)
         import bitstack
 
-        from .devices import default_dtype, find_device, find_dtype, use_backend
+        from .devices import default_dtype, find_device, find_dtype, use_kernels
 
         quiet_libraries()
         started = time.monotonic()
         device = find_device(args.device)
-        use_backend(args.backend, device)
+        use_kernels(args.kernels, device)
         dtype, use = find_dtype(args.dtype) or default_dtype(device), intended(container, args)
         budget, auto = first_budget(container, args, device, dtype, use)
         if auto is not None:

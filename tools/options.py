@@ -149,12 +149,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
+def add_kernels(parser: argparse.ArgumentParser) -> None:
     """What it computes with."""
     parser.add_argument(
-        "--backend",
+        "--kernels",
         metavar="NAME",
-        help="kernels: hopper, triton, numba, torch or reference; default: the fastest that runs on the device",
+        help="what multiplies: hopper, triton, numba, torch or reference; default: the fastest that runs on the device",
     )
 
 
@@ -247,7 +247,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="begin to write with the smallest useful prefix, while the rest of the budget streams in behind it",
     )
     add_device(parser)
-    add_backend(parser)
+    add_kernels(parser)
     add_governor(parser)
 
 

@@ -46,7 +46,7 @@ def test_a_backend_for_the_whole_process(make_chain, monkeypatch):
     asked = []
     load = backends._load
     monkeypatch.setattr(backends, "_load", lambda backend: asked.append(backend) or load(backend))
-    monkeypatch.setenv("BSTK_BACKEND", "torch")
+    monkeypatch.setenv("BSTK_KERNELS", "torch")
     linear(x, chain)
     kernels.set_backend("reference")
     try:
@@ -56,13 +56,13 @@ def test_a_backend_for_the_whole_process(make_chain, monkeypatch):
         kernels.set_backend(None)
     linear(x, chain)
     assert asked == ["torch", "reference", "torch", "torch"]
-    monkeypatch.setenv("BSTK_BACKEND", "auto")
+    monkeypatch.setenv("BSTK_KERNELS", "auto")
     linear(x, chain)
-    monkeypatch.setenv("BSTK_BACKEND", "cuda")
-    with pytest.raises(ValueError, match=r"unknown backend 'cuda' \(by the environment variable BSTK_BACKEND\)"):
+    monkeypatch.setenv("BSTK_KERNELS", "cuda")
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda' \(by the environment variable BSTK_KERNELS\)"):
         linear(x, chain)
-    monkeypatch.setenv("BSTK_BACKEND", "hopper")
-    with pytest.raises(ValueError, match=r"backend 'hopper' \(by the .* BSTK_BACKEND\) does not run on cpu"):
+    monkeypatch.setenv("BSTK_KERNELS", "hopper")
+    with pytest.raises(ValueError, match=r"backend 'hopper' \(by the .* BSTK_KERNELS\) does not run on cpu"):
         linear(x, chain)
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         kernels.set_backend("cuda")

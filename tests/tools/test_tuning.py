@@ -96,9 +96,9 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, text: str, mess
 
 
 def test_a_backend_that_is_not_there_is_one_line(failed: Callable[..., str], tiny_bstk: Path) -> None:
-    said = failed("generate", tiny_bstk, "--prompt", "the", "--device", "cpu", "--backend", "hopper")
+    said = failed("generate", tiny_bstk, "--prompt", "the", "--device", "cpu", "--kernels", "hopper")
     assert "backend 'hopper' does not run on cpu; there: " in said
-    said = failed("generate", tiny_bstk, "--prompt", "the", "--device", "cpu", "--backend", "fast")
+    said = failed("generate", tiny_bstk, "--prompt", "the", "--device", "cpu", "--kernels", "fast")
     assert "backend 'fast' is unknown; there: " in said
 
 
