@@ -7,6 +7,7 @@ import asyncio
 import email.utils
 import random
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,11 +75,38 @@ class Transient(Exception):
         error: what to raise if it does not.
         wait: seconds that the server asked to wait, or None.
         unreachable: there was no connection at all.
+        pressed: it may come from too much being asked for at once.
     """
 
-    def __init__(self, error: SourceError, wait: float | None = None, *, unreachable: bool = False) -> None:
+    def __init__(
+        self, error: SourceError, wait: float | None = None, *, unreachable: bool = False, pressed: bool = False
+    ) -> None:
         super().__init__(error.message)
-        self.error, self.wait, self.unreachable = error, wait, unreachable
+        self.error, self.wait, self.unreachable, self.pressed = error, wait, unreachable, pressed
+
+
+class Signals:
+    """What a source notices of its server, for who decides how much to ask of it at once. For several threads.
+
+    Attributes:
+        setbacks: failures that may come from too much being asked for at once: 429, 503 and their like, silence,
+            bytes that come too slowly, connections that were refused.
+        latency: seconds until an answer begins, the last ones counted most; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.setbacks, self.latency = 0, 0.0
+        self._lock = threading.Lock()
+
+    def set_back(self) -> None:
+        """Count a setback."""
+        with self._lock:
+            self.setbacks += 1
+
+    def answered_in(self, seconds: float) -> None:
+        """Note how long an answer took to begin."""
+        with self._lock:
+            self.latency = seconds if self.latency == 0 else self.latency + (seconds - self.latency) / 8
 
 
 class Patience:
