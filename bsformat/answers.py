@@ -1,6 +1,6 @@
 """What an answer over HTTP is to those who check it, whichever library brought it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, Protocol
 
 #: What happened to a link: no usable URL, a certificate that is not trusted, no connection at all, a connection that
@@ -26,9 +26,9 @@ class LinkError(Exception):
 class Headers(Mapping[str, str]):
     """Headers of an answer, asked for in any case, each on one line; of one that came twice the first."""
 
-    def __init__(self, pairs: Mapping[str, str]) -> None:
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._values: dict[str, str] = {}
-        for name, value in pairs.items():
+        for name, value in pairs:
             self._values.setdefault(name.lower(), " ".join(value.split()))
 
     def __getitem__(self, name: str) -> str:

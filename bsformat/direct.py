@@ -56,7 +56,7 @@ class DirectAnswer:
         self._pool, self._origin, self._connection, self._sock = pool, origin, connection, sock
         self._response = connection.getresponse()
         self.status, self.reason = self._response.status, self._response.reason or ""
-        self.headers = Headers(self._response.headers)
+        self.headers = Headers(self._response.headers.items())
 
     def receive(self, out: memoryview, came: Came, seconds: float) -> int:
         """See `Answer.receive`."""

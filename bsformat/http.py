@@ -6,7 +6,6 @@ response must be a 206 with the range and the object that were asked for.
 """
 
 import re
-import threading
 import time
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from .errors import (
     SourceError,
 )
 from .forward import ForwardStream
+from .http_failures import IgnoresRangesError, Refused, failure_of, is_empty
 from .identity import Identity
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .redirects import Requester
@@ -31,14 +31,6 @@ from .source import Buffer, checked, within
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _DENIED = frozenset({401, 403, 407})
 _GONE = frozenset({404, 410})
-
-
-class _Refused(Exception):
-    """The server says no to this URL; another one may do."""
-
-    def __init__(self, error: SourceError, url: Any) -> None:
-        super().__init__(error.message)
-        self.error, self.url = error, url
 
 
 class _Body:
@@ -62,9 +54,7 @@ class HttpSource:
     def __init__(self, fs: Any, url: str, network: Network | None = None) -> None:
         self.name = without_secrets(url)
         self.network = network or Network()
-        self.bytes_received = 0
-        self.signals = Signals()
-        self._lock = threading.Lock()
+        self.signals = Signals(counts=True)
         self._fs = fs
         self._requester = Requester(fs, url, self.name, self.network)
         self._identity: Identity | None = None
@@ -75,6 +65,11 @@ class HttpSource:
         """See the class."""
         return self._requester.sent
 
+    @property
+    def bytes_received(self) -> int:
+        """See the class."""
+        return self.signals.received
+
     def start(self, length: int) -> tuple[Buffer, int]:
         """See `bsformat.ByteSource.start`."""
         self.close()
@@ -82,10 +77,11 @@ class HttpSource:
         data = bytearray(length)
         try:
             came = self._run(0, memoryview(data))
-        except _IgnoresRangesError:
+        except IgnoresRangesError:
             if not self.network.allow_stream:
                 raise
-            self._stream = ForwardStream(self._fs, self._requester, self.name, self.network, self._count)
+            self._stream = ForwardStream(self._fs, self._requester, self.name, self.network, self.signals.came)
+            self.signals.most = 1  # a stream has one place
             return self._stream.start(length)
         size = self._identity.size if self._identity else 0
         return checked(data[:came] if came < length else data, 0, min(length, size), self.name), size
@@ -113,10 +109,6 @@ class HttpSource:
             self._stream = None
         self._requester.close()
 
-    def _count(self, received: int) -> None:
-        with self._lock:
-            self.bytes_received += received
-
     def _run(self, offset: int, out: memoryview) -> int:
         """Fill ``out``; gives how many bytes there were, fewer where the object ends."""
         if len(out) == 0:
@@ -136,14 +128,14 @@ class HttpSource:
             before = body.done
             try:
                 self._attempt(body, patience)
-            except _Refused as refused:
+            except Refused as refused:
                 renewals += 1
                 if renewals > 2 or not self._renewed(refused):
                     raise refused.error from None
             except (Transient, LinkError) as error:
                 if patience.left <= 0:
                     raise patience.late(body.done, body.length).at(self.name) from None
-                failure = error if isinstance(error, Transient) else self._failure(error, body)
+                failure = error if isinstance(error, Transient) else self._failure(error, body.offset + body.done)
                 if failure.pressed:
                     self.signals.set_back()
                 answered = self._identity is not None
@@ -161,7 +153,7 @@ class HttpSource:
         within_seconds = min(self.network.connect_timeout + self.network.stall_timeout, patience.left)
         answer, url = self._requester.get(headers, within_seconds)
         try:
-            if self._identity is None and _is_empty(answer):
+            if self._identity is None and is_empty(answer):
                 self._identity, body.length = Identity.of(answer.headers, 0), 0
                 return
             self._check_status(answer, url, start)
@@ -185,7 +177,7 @@ class HttpSource:
         pace, start = Pace(self.network), body.offset + body.done
 
         def came(count: int) -> None:
-            self._count(count)
+            self.signals.came(count)
             body.done += count
             if slow := pace.came(count):
                 raise Transient(SourceError(slow, where=self.name, offset=start), pressed=True)
@@ -200,28 +192,10 @@ class HttpSource:
         text = f"the server answers with bytes {start}-{start + got - 1}, asked for {start}-{stop - 1}"
         return ShortReadError(text, where=self.name, offset=start)
 
-    def _failure(self, error: LinkError, body: _Body) -> Transient:
-        """What an error of the connection means."""
-        text, at = without_secrets(error.text), body.offset + body.done
-        if error.trouble == "certificate":
-            raise SourceError(
-                f"the server's certificate is not trusted ({text}): check the URL and this machine's certificates",
-                where=self.name,
-            )
-        if error.trouble == "url":
-            raise SourceError(f"no usable URL: {text}", where=self.name)
-        if error.trouble == "silent":
-            text = f"no answer, or no byte of it, within {self.network.stall_timeout:g} s"
-        elif error.trouble == "ended":
-            text = f"the response ended before its end, after byte {at}"
-        unreachable = error.trouble == "unreachable"
-        return Transient(
-            SourceError(f"cannot be read: {text}", where=self.name, offset=at),
-            unreachable=unreachable,
-            pressed=unreachable or error.trouble == "silent",
-        )
+    def _failure(self, error: LinkError, offset: int) -> Transient:
+        return failure_of(error, self.network.stall_timeout, self.name, offset)
 
-    def _renewed(self, refused: _Refused) -> bool:
+    def _renewed(self, refused: Refused) -> bool:
         """Whether there is another way to the object: the URL before its redirects, or a fresh one."""
         if self._requester.forget(refused.url) and self._identity is not None:
             return True
@@ -243,21 +217,21 @@ class HttpSource:
             return
         if status == 200:
             self._unsound(
-                _IgnoresRangesError,
+                IgnoresRangesError,
                 f"the server ignores byte ranges ({text} to a Range request): serve the file with range support, "
                 "download it and name the local path, or allow it to be read as a stream (--allow-stream)",
                 offset,
             )
         if status in _GONE:
             how = "it was there when it was opened" if later else "check the URL"
-            raise _Refused(NotFoundError(f"no such object ({text}): {how}", where=self.name), url)
+            raise Refused(NotFoundError(f"no such object ({text}): {how}", where=self.name), url)
         if status in _DENIED:
             how = (
                 "access was granted before: a signature or credentials have expired; open it again with fresh ones"
                 if later
                 else "check the credentials"
             )
-            raise _Refused(AccessDeniedError(f"access denied ({text}): {how}", where=self.name), url)
+            raise Refused(AccessDeniedError(f"access denied ({text}): {how}", where=self.name), url)
         if self._identity is not None and status == 412:
             pinned = self._identity.etag or self._identity.modified
             how = response.headers.get("ETag", "another one now")
@@ -310,14 +284,3 @@ class HttpSource:
         return SourceChangedError(
             f"the object was replaced while it was read ({how}); open it again", where=self.name, offset=offset
         )
-
-
-class _IgnoresRangesError(RangeError):
-    """A 200 to a request for a range."""
-
-
-def _is_empty(response: Answer) -> bool:
-    """Whether the object has no bytes, and so no range: servers answer 200 or 416 then."""
-    if response.status == 416:
-        return response.headers.get("Content-Range", "").strip() == "bytes */0"
-    return response.status == 200 and response.headers.get("Content-Length") == "0"

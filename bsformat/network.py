@@ -5,6 +5,7 @@ Nothing here knows a protocol: `bsformat.http` and `bsformat.s3` share it.
 
 import asyncio
 import email.utils
+import os
 import random
 import re
 import threading
@@ -12,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from .errors import SourceError
+from .errors import BstkError, BudgetError, SourceError
+from .units import parse_size
 
 #: Bytes that `Network.deadline` is meant for; a longer read has as much more time.
 DEADLINE_BYTES = 16 << 20
@@ -20,8 +22,28 @@ DEADLINE_BYTES = 16 << 20
 PROGRESS_BYTES = 1 << 20
 #: Attempts at most while a host that never answered does not let connect: a wrong name is said soon.
 UNREACHABLE_ATTEMPTS = 4
+#: Host memory for reading many blocks, where nothing is said.
+MEMORY_BYTES = 256 << 20
 #: HTTP statuses that may pass; from 520 on what a proxy answers for a server that it does not reach.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+
+def default_memory() -> int:
+    """Bytes of `Network.memory` where nothing is said: ``BSTK_MEMORY``, a size, or 256 MiB.
+
+    Raises:
+        BudgetError: the variable is no size above 0.
+    """
+    text = os.environ.get("BSTK_MEMORY", "")
+    if not text:
+        return MEMORY_BYTES
+    try:
+        size = parse_size(text)
+    except BstkError:
+        size = 0
+    if size <= 0:
+        raise BudgetError(f"BSTK_MEMORY is {text!r}, and must be a size as 256MiB", reason="budget-invalid")
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +62,8 @@ class Network:
         longest_pause: see ``pause``.
         deadline: for one read of up to 16 MiB, all attempts and pauses together; in proportion for a longer one.
         allow_stream: read an object once from its beginning to its end where an HTTP server ignores byte ranges.
+        memory: bytes of host memory that reading many blocks may take beside what becomes resident, of local files too:
+            ranges in flight, and those that came and were not used yet. A block that alone takes more is read alone.
         renew: called with the URL when access that was granted is denied, as when a signature has expired; gives the
             URL to go on with. It runs in a thread.
         clock, sleep, random: where time and chance come from; tests put their own.
@@ -54,13 +78,14 @@ class Network:
     longest_pause: float = 10.0
     deadline: float = 900.0
     allow_stream: bool = False
+    memory: int = field(default_factory=default_memory)
     renew: Callable[[str], str] | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     sleep: Callable[[float], Awaitable[object]] = field(default=asyncio.sleep, repr=False)
     random: Callable[[], float] = field(default=random.random, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout", "stall_timeout", "rate_window", "attempts", "deadline"):
+        for name in ("connect_timeout", "stall_timeout", "rate_window", "attempts", "deadline", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Network.{name} is {getattr(self, name)}, and must be above 0")
         for name in ("minimum_rate", "pause", "longest_pause"):
@@ -92,11 +117,19 @@ class Signals:
         setbacks: failures that may come from too much being asked for at once: 429, 503 and their like, silence,
             bytes that come too slowly, connections that were refused.
         latency: seconds until an answer begins, the last ones counted most; 0 before the first.
+        received: bytes of bodies that came, those that could not be used included; 0 always unless ``counts``.
+        most: requests at once that make sense.
     """
 
-    def __init__(self) -> None:
-        self.setbacks, self.latency = 0, 0.0
+    def __init__(self, *, counts: bool = False, most: int = 64) -> None:
+        self.setbacks, self.latency, self.received = 0, 0.0, 0
+        self.counts, self.most = counts, most
         self._lock = threading.Lock()
+
+    def came(self, count: int) -> None:
+        """Count bytes."""
+        with self._lock:
+            self.received += count
 
     def set_back(self) -> None:
         """Count a setback."""

@@ -1,4 +1,4 @@
-"""GET through the session of an fsspec HTTP file system: for what only that knows, as proxies, cookies, its own headers."""
+"""GET through the session of an fsspec HTTP file system: for what only that knows, as proxies, cookies, headers."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping
@@ -19,7 +19,7 @@ class SessionAnswer:
     def __init__(self, loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse) -> None:
         self._loop, self._response = loop, response
         self.status, self.reason = response.status, response.reason or ""
-        self.headers = Headers(response.headers)
+        self.headers = Headers(response.headers.items())
         self._whole = False
 
     def receive(self, out: memoryview, came: Came, seconds: float) -> int:
