@@ -22,6 +22,8 @@ DEADLINE_BYTES = 16 << 20
 PROGRESS_BYTES = 1 << 20
 #: Attempts at most while a host that never answered does not let connect: a wrong name is said soon.
 UNREACHABLE_ATTEMPTS = 4
+#: What reads over http(s) and s3; the first where nothing is said.
+BACKENDS = ("fsspec", "obstore")
 #: Host memory for reading many blocks, where nothing is said.
 MEMORY_BYTES = 256 << 20
 #: HTTP statuses that may pass; from 520 on what a proxy answers for a server that it does not reach.
@@ -64,6 +66,8 @@ class Network:
         allow_stream: read an object once from its beginning to its end where an HTTP server ignores byte ranges.
         memory: bytes of host memory that reading many blocks may take beside what becomes resident, of local files too:
             ranges in flight, and those that came and were not used yet. A block that alone takes more is read alone.
+        backend: what reads http(s) and s3: ``fsspec``, or ``obstore``, which may be faster and needs the extra of that
+            name; `bsformat.obstore_source` says what it does not do. ``BSTK_BACKEND`` says which where nothing does.
         renew: called with the URL when access that was granted is denied, as when a signature has expired; gives the
             URL to go on with. It runs in a thread.
         clock, sleep, random: where time and chance come from; tests put their own.
@@ -79,6 +83,7 @@ class Network:
     deadline: float = 900.0
     allow_stream: bool = False
     memory: int = field(default_factory=default_memory)
+    backend: str = field(default_factory=lambda: os.environ.get("BSTK_BACKEND", "") or BACKENDS[0])
     renew: Callable[[str], str] | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     sleep: Callable[[float], Awaitable[object]] = field(default=asyncio.sleep, repr=False)
@@ -88,6 +93,8 @@ class Network:
         for name in ("connect_timeout", "stall_timeout", "rate_window", "attempts", "deadline", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Network.{name} is {getattr(self, name)}, and must be above 0")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"Network.backend is {self.backend!r}, and must be one of {', '.join(BACKENDS)}")
         for name in ("minimum_rate", "pause", "longest_pause"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Network.{name} is {getattr(self, name)}, and must be at least 0")
@@ -116,7 +123,8 @@ class Signals:
     Attributes:
         setbacks: failures that may come from too much being asked for at once: 429, 503 and their like, silence,
             bytes that come too slowly, connections that were refused.
-        latency: seconds until an answer begins, the last ones counted most; 0 before the first.
+        latency: seconds until an answer begins, about the shortest lately: the way there and back, and not the queue
+            that this machine or the server has just then; 0 before the first.
         received: bytes of bodies that came, those that could not be used included; 0 always unless ``counts``.
         most: requests at once that make sense.
     """
@@ -139,7 +147,7 @@ class Signals:
     def answered_in(self, seconds: float) -> None:
         """Note how long an answer took to begin."""
         with self._lock:
-            self.latency = seconds if self.latency == 0 else self.latency + (seconds - self.latency) / 8
+            self.latency = seconds if self.latency == 0 else min(seconds, self.latency * 1.1)
 
 
 class Patience:

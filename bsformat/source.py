@@ -204,6 +204,10 @@ def open_source(
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
         return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+    if scheme in ("http", "https", "s3", "s3a") and (network or Network()).backend == "obstore":
+        from .obstore_source import open_store
+
+        return open_store(name, network or Network(), storage_options)
     if scheme in ("s3", "s3a"):
         # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
         given = storage_options.get("config_kwargs") or {}
