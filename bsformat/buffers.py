@@ -77,7 +77,8 @@ class Buffers:
 
     def _fitting(self, length: int) -> mmap.mmap | None:
         best = None
-        for i, memory in enumerate(self._idle):
+        for i in reversed(range(len(self._idle))):  # what was used last may still be in the processor's caches
+            memory = self._idle[i]
             if length <= len(memory) <= 2 * length + _GRAIN and (best is None or len(memory) < len(self._idle[best])):
                 best = i
         return None if best is None else self._idle.pop(best)

@@ -17,6 +17,8 @@ from .container import Container
 from .source import Buffer
 
 Payload = bytes | memoryview
+#: Bytes that may wait for the caller in any case.
+_AHEAD: Final = 32 << 20
 #: Seconds between two looks at what came, at most.
 _LOOK: Final = 0.1
 
@@ -232,6 +234,8 @@ class Flow:
             size = min(size, max(LEAST_BYTES, self._left // (2 * self._allowed)))
         first, stop = self._runs[0]
         span, extra = self._container.layout.span(first, stop, size, self._buffers.bound)
+        if self._requests is None and self._buffers.used > max(_AHEAD, 4 * self._allowed * size):
+            return None  # the caller is slower than the link: more would only take memory, and the processor's caches
         lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped)
         if lease is None:
             return None

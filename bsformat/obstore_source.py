@@ -5,8 +5,8 @@ for; retries, pauses, deadlines and going on inside a range are those of `bsform
 
 What obstore cannot do, and this source therefore neither: Retry-After is not told, so the pauses are only our own; it
 follows redirects itself, so they are not judged one by one, and a signed URL behind one is not asked for anew; it reads
-forward in no file whose server ignores ranges; where an object has no strong ETag only its size and time are compared
-afterwards, as it sends no condition that such servers would honour.
+forward in no file whose server ignores ranges; bytes that drip are ended by the deadline, not by their rate; where an
+object has no strong ETag only its size and time are compared afterwards, as no condition is sent then.
 """
 
 import datetime
@@ -70,6 +70,7 @@ def open_store(uri: str, network: Network, options: dict[str, Any]) -> "ObstoreS
         "client_options": {
             "allow_http": True,
             "connect_timeout": datetime.timedelta(seconds=network.connect_timeout),
+            "read_timeout": datetime.timedelta(seconds=network.stall_timeout),
             "timeout": datetime.timedelta(seconds=network.deadline),
             **options.pop("client_options", {}),
         },

@@ -78,8 +78,9 @@ def signals_of(source: ByteSource) -> Signals:
 
 def fill(source: ByteSource, offset: int, out: memoryview) -> bool:
     """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared."""
-    if isinstance(source, FillingSource):
-        return source.get_into(offset, out) is True
+    get_into = getattr(source, "get_into", None)  # cheaper than asking for the protocol at every range
+    if get_into is not None:
+        return get_into(offset, out) is True
     out[:] = checked(source.get(offset, len(out)), offset, len(out), source.name)
     return False
 

@@ -3,7 +3,7 @@
 import threading
 
 from .network import Signals
-from .source import Buffer, ByteSource, FillingSource, fill, signals_of
+from .source import Buffer, ByteSource, fill, signals_of
 
 
 class CountedSource:
@@ -19,7 +19,7 @@ class CountedSource:
         self.name = source.name
         self.requests = 0
         self.bytes_read = 0
-        self.fills = isinstance(source, FillingSource)
+        self.fills = hasattr(source, "get_into")
         self._source = source
         self._lock = threading.Lock()
 
