@@ -107,6 +107,7 @@ class Adaptive:
             return
         streaming = max(self._busy - self._ended * latency, 0.01 * self._busy)
         wanted = int(self._size / streaming * latency * _WORTHWHILE) if streaming > 0 else 0
+        wanted = 1 << max(wanted - 1, 0).bit_length()
         self.request_bytes = self._bounded(min(max(wanted, self.request_bytes // 2), self.request_bytes * 2))
         self._size, self._busy, self._ended = 0, 0.0, 0
 

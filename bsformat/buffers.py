@@ -21,10 +21,6 @@ class Lease:
         self._memory, self.cost = memory, cost
         self.view = None if memory is None else memoryview(memory)[:length]
 
-    def forget(self) -> None:
-        """Not to be used again: it goes when the last view of it does."""
-        self._memory = self.view = None
-
 
 class Buffers:
     """Hands out buffers of at most ``bound`` bytes in all, those that are kept for reuse included. Not for threads.
@@ -67,10 +63,12 @@ class Buffers:
         return Lease(memory, length, cost)
 
     def give(self, lease: Lease) -> None:
-        """Take back a buffer; nobody may use it any more."""
+        """Take back a buffer; nobody may use it any more. One that somebody looks at still is theirs from then on."""
         self.used -= lease.cost
-        memory, lease._memory, lease.view = lease._memory, None, None
-        if memory is not None:
+        memory, view, lease._memory, lease.view = lease._memory, lease.view, None, None
+        if view is not None:
+            view.release()
+        if memory is not None and _is_free(memory):
             self._idle.append(memory)
             while self._idle and self.used + sum(map(len, self._idle)) > self.bound:
                 self._idle.pop(0)
@@ -82,3 +80,14 @@ class Buffers:
             if length <= len(memory) <= 2 * length + _GRAIN and (best is None or len(memory) < len(self._idle[best])):
                 best = i
         return None if best is None else self._idle.pop(best)
+
+
+def _is_free(memory: mmap.mmap) -> bool:
+    """Whether there is no view of some memory: only then Python lets it be resized."""
+    try:
+        memory.resize(len(memory))
+    except BufferError:
+        return False
+    except (SystemError, OSError, ValueError):  # a system that resizes nothing: it got as far as trying
+        return True
+    return True

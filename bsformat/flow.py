@@ -7,6 +7,7 @@ order of the file, or as they come.
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ from .block import Block, Span
 from .buffers import Buffers, Lease
 from .container import Container
 from .source import Buffer
+from .stopping import Stop, reading_for
 
 Payload = bytes | memoryview
 #: Bytes that may wait for the caller in any case.
@@ -111,7 +113,7 @@ class Flow:
         self._jobs: list[_Job] = []  # taken up and not yet given out, in the order of the file
         self._lent = 0  # given out and not yet let go
         self._running = 0
-        self._stopped = False
+        self._stopped, self._stop = False, Stop()
         self._threads: list[threading.Thread] = []
 
     def __iter__(self) -> Generator[Part, None, None]:
@@ -133,6 +135,7 @@ class Flow:
             with self._changed:
                 self._stopped = True
                 self._changed.notify_all()
+            self._stop.set()
             for thread in self._threads:
                 thread.join()
 
@@ -166,11 +169,10 @@ class Flow:
     def _let_go(self, job: _Job) -> None:
         part, job.part = job.part, None
         for _, payload in part.blocks if part is not None else ():
-            try:
+            # What somebody made of it stays: the buffer is theirs then. The payload itself says that its time is over.
+            with suppress(BufferError):
                 if isinstance(payload, memoryview):
                     payload.release()
-            except BufferError:  # somebody looks at it still, against the rules: it is theirs then
-                job.lease.forget()
         if part is not None:
             part.blocks, part.data = [], b""
         with self._changed:
@@ -182,7 +184,7 @@ class Flow:
 
     def _hire(self) -> None:
         """One more thread, if there is room for another request."""
-        if self._runs and len(self._threads) < self._allowed:
+        if self._runs and not self._stopped and len(self._threads) < self._allowed:
             thread = threading.Thread(target=self._work, name=f"bstk-read-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -192,24 +194,28 @@ class Flow:
         return self._pace.requests if self._requests is None else self._requests
 
     def _work(self) -> None:
-        while (job := self._take()) is not None:
-            began = time.monotonic()
-            try:
-                data, compared = self._container.read_span(job.span, job.lease.view)
-                blocks = list(self._container.decode_span(job.span, data, compared=compared))
-                job.part = Part(job.span, data, blocks)
-                del data, blocks
-            except BaseException as error:
-                job.error = error
-            with self._changed:
-                self._running -= 1
-                if job.error is not None:
-                    self._stopped = True
-                self._done += job.span.length
-                self._pace.ended(job.span.length, time.monotonic() - began)
-                self._look()
-                self._changed.notify_all()
-            del job
+        with reading_for(self._stop):
+            while (job := self._take()) is not None:
+                self._do(job)
+                del job
+
+    def _do(self, job: _Job) -> None:
+        began = time.monotonic()
+        try:
+            data, compared = self._container.read_span(job.span, job.lease.view)
+            blocks = list(self._container.decode_span(job.span, data, compared=compared))
+            job.part = Part(job.span, data, blocks)
+            del data, blocks
+        except BaseException as error:
+            job.error = error
+        with self._changed:
+            self._running -= 1
+            if job.error is not None:
+                self._stopped = True
+            self._done += job.span.length
+            self._pace.ended(job.span.length, time.monotonic() - began)
+            self._look()
+            self._changed.notify_all()
 
     def _take(self) -> _Job | None:
         """The next range to read, when there is room for it."""

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from .errors import BstkError, BudgetError, SourceError
+from .stopping import current_stop
 from .units import parse_size
 
 #: Bytes that `Network.deadline` is meant for; a longer read has as much more time.
@@ -26,6 +27,8 @@ UNREACHABLE_ATTEMPTS = 4
 BACKENDS = ("fsspec", "obstore")
 #: Host memory for reading many blocks, where nothing is said.
 MEMORY_BYTES = 256 << 20
+#: Seconds between two looks whether a pause is waited for still.
+_LOOK = 0.1
 #: HTTP statuses that may pass; from 520 on what a proxy answers for a server that it does not reach.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
@@ -158,6 +161,7 @@ class Patience:
         self.allowed = network.deadline * max(1.0, length / DEADLINE_BYTES)
         self._began = network.clock()
         self._failed = 0
+        self._stop = current_stop()
 
     @property
     def left(self) -> float:
@@ -175,6 +179,7 @@ class Patience:
             SourceError: that was the last attempt, or the deadline would pass.
         """
         network = self._network
+        self._go_on(failure)
         self._failed = 1 if brought >= PROGRESS_BYTES else self._failed + 1
         most = network.attempts
         if failure.unreachable and not answered:
@@ -187,7 +192,19 @@ class Patience:
         if pause >= self.left:
             asked = f"the server asks to wait {failure.wait:.0f} s; " if failure.wait is not None else ""
             raise _ended(failure, f"{asked}given up at the deadline of {self.allowed:g} s; allow more time")
-        await network.sleep(pause)
+        if self._stop is None:
+            await network.sleep(pause)
+            return
+        sleep = asyncio.ensure_future(network.sleep(pause))
+        while not sleep.done():
+            await asyncio.wait({sleep}, timeout=_LOOK)
+            if self._stop.is_set:
+                sleep.cancel()
+        self._go_on(failure)
+
+    def _go_on(self, failure: Transient) -> None:
+        if self._stop is not None and self._stop.is_set:
+            raise _ended(failure, "given up: it is not wanted any more")
 
     def late(self, done: int, length: int) -> SourceError:
         """The error of a read that reached its deadline, with ``done`` of ``length`` bytes."""

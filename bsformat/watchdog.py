@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final
 
+from .stopping import Stop, current_stop
+
 #: Seconds that the thread stays when there is nothing to watch.
 _LINGER: Final = 2.0
 
@@ -24,6 +26,7 @@ class Watch:
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock, self.due, self.ended = sock, time.monotonic() + max(0.0, seconds), False
+        self.stop = current_stop()
 
     def __enter__(self) -> "Watch":
         _add(self)
@@ -44,12 +47,30 @@ _wakes = 0.0
 def _add(watch: Watch) -> None:
     global _thread
     with _changed:
+        if watch.stop is not None and watch.stop.is_set:
+            _end(watch)
+            return
         _watched.add(watch)
         if _thread is None or not _thread.is_alive():  # none yet, or this process was forked
             _thread = threading.Thread(target=_run, name="bstk-watch", daemon=True)
             _thread.start()
         elif watch.due < _wakes:
             _changed.notify()
+
+
+def end(stop: Stop) -> None:
+    """Shut down what is watched in threads that read for ``stop``."""
+    with _changed:
+        for watch in [watch for watch in _watched if watch.stop is stop]:
+            _end(watch)
+
+
+def _end(watch: Watch) -> None:
+    _watched.discard(watch)
+    watch.ended = True
+    with suppress(OSError):
+        # That of the base class: TLS would wait for the other side to say good-bye.
+        socket.socket.shutdown(watch.sock, socket.SHUT_RDWR)
 
 
 def _remove(watch: Watch) -> None:
@@ -65,11 +86,7 @@ def _run() -> None:
         while True:
             now = time.monotonic()
             for watch in [watch for watch in _watched if watch.due <= now]:
-                _watched.discard(watch)
-                watch.ended = True
-                with suppress(OSError):
-                    # That of the base class: TLS would wait for the other side to say good-bye.
-                    socket.socket.shutdown(watch.sock, socket.SHUT_RDWR)
+                _end(watch)
             if _watched:
                 idle_since = now
             elif now - idle_since >= _LINGER:
