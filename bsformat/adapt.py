@@ -18,6 +18,8 @@ MOST_BYTES: Final = 16 << 20
 _WORTHWHILE: Final = 8
 #: Of what more requests would bring if the link had room for all of them, the part that must come for them to stay.
 _GAIN: Final = 0.3
+#: Fewer requests stay if they bring this part of what more of them brought.
+_SAME: Final = 0.98
 #: Windows that pass after a step that brought nothing, and after a setback, before another one is tried; after steps
 #: that brought nothing again and again it doubles.
 _REST: Final = 4
@@ -28,7 +30,7 @@ _ROUND_TRIPS: Final = 10
 
 
 class Adaptive:
-    """Additive increase while throughput rises, at first by doubling; half of it after a setback.
+    """Additive increase while throughput rises, at first doubling; fewer where that loses nothing; half after a setback.
 
     Args:
         memory: bytes that may be held: what is asked for at once stays within half of it, as what came may have to
@@ -49,7 +51,7 @@ class Adaptive:
         self.rate = 0.0
         self._began, self._received, self._setbacks = now, received, setbacks
         self._size, self._busy, self._ended = 0, 0.0, 0
-        self._doubling = True
+        self._doubling, self._upwards = True, True
         self._before: tuple[int, float] | None = None  # requests and rate before the last step
         self._resting, self._rest = 0, _REST
 
@@ -86,20 +88,26 @@ class Adaptive:
         if self._before is not None:
             requests, rate = self._before
             self._before = None
-            if self.rate < rate * (1 + _GAIN * (self.requests - requests) / requests):
-                # It brought nothing: back, and longer until the next try.
-                self.requests, self._doubling = requests, False
+            gain = _GAIN * (self.requests - requests) / requests
+            if self.rate < rate * (1 + gain if gain > 0 else _SAME):
+                # It brought nothing, or lost something: back, longer until the next try, and that the other way.
+                self.requests, self._doubling, self._upwards = requests, False, not self._upwards
                 self._resting, self._rest = self._rest, min(2 * self._rest, _LONGEST_REST)
                 return
             self._rest = _REST
         elif self._resting:
             self._resting -= 1
             return
-        more = 2 * self.requests if self._doubling else self.requests + max(1, self.requests // 8)
-        if (more := min(more, self._most)) > self.requests:
+        if not self._upwards:
+            other = self.requests - max(1, self.requests // 4)
+        else:
+            other = 2 * self.requests if self._doubling else self.requests + max(1, self.requests // 8)
+        if (other := min(max(1, other), self._most)) != self.requests:
             self._before = self.requests, self.rate
-            self.requests = more
+            self.requests = other
             self.request_bytes = self._bounded(self.request_bytes)
+        else:
+            self._upwards = not self._upwards
 
     def _resize(self, latency: float) -> None:
         """Bytes that one connection brings while a request is worth its wait; by a factor of two at a time."""

@@ -20,7 +20,7 @@ from .stopping import Stop, reading_for
 
 Payload = bytes | memoryview
 #: Bytes that may wait for the caller in any case.
-_AHEAD: Final = 32 << 20
+_AHEAD: Final = 8 << 20
 #: Seconds between two looks at what came, at most.
 _LOOK: Final = 0.1
 
@@ -112,7 +112,7 @@ class Flow:
         )
         self._jobs: list[_Job] = []  # taken up and not yet given out, in the order of the file
         self._lent = 0  # given out and not yet let go
-        self._running = 0
+        self._running = self._waiting = 0
         self._stopped, self._stop = False, Stop()
         self._threads: list[threading.Thread] = []
 
@@ -177,6 +177,7 @@ class Flow:
             part.blocks, part.data = [], b""
         with self._changed:
             self._lent -= 1
+            self._waiting -= job.span.length
             self._buffers.give(job.lease)
             self._changed.notify_all()
 
@@ -213,6 +214,7 @@ class Flow:
             if job.error is not None:
                 self._stopped = True
             self._done += job.span.length
+            self._waiting += job.span.length
             self._pace.ended(job.span.length, time.monotonic() - began)
             self._look()
             self._changed.notify_all()
@@ -240,7 +242,7 @@ class Flow:
             size = min(size, max(LEAST_BYTES, self._left // (2 * self._allowed)))
         first, stop = self._runs[0]
         span, extra = self._container.layout.span(first, stop, size, self._buffers.bound)
-        if self._requests is None and self._buffers.used > max(_AHEAD, 4 * self._allowed * size):
+        if self._requests is None and self._waiting > max(_AHEAD, 2 * self._allowed * size):
             return None  # the caller is slower than the link: more would only take memory, and the processor's caches
         lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped)
         if lease is None:

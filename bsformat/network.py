@@ -150,7 +150,7 @@ class Signals:
     def answered_in(self, seconds: float) -> None:
         """Note how long an answer took to begin."""
         with self._lock:
-            self.latency = seconds if self.latency == 0 else min(seconds, self.latency * 1.1)
+            self.latency = seconds if self.latency == 0 else min(seconds, self.latency * 1.02)
 
 
 class Patience:

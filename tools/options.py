@@ -8,7 +8,8 @@ from typing import Any
 
 from bitstack.fields import Kind, Switch, shown
 from bitstack.recipe import recipe_settings
-from bsformat import BstkError, Network, parse_size
+from bsformat import BstkError, Network, format_size, parse_size
+from bsformat.network import BACKENDS
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -58,6 +59,17 @@ def exact(text: str) -> str:
     if text == "auto":
         raise argparse.ArgumentTypeError("auto asks a device: name a size, as 80MiB or 60%")
     return size(text)
+
+
+def memory(text: str) -> int:
+    """A size above 0, in bytes."""
+    try:
+        value = parse_size(text)
+    except BstkError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all")
+    return value
 
 
 def sizes(text: str) -> list[str]:
@@ -119,6 +131,20 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     ):
         value = getattr(usual, flag.replace("-", "_"))
         add(f"--{flag}", type=kind, metavar=unit, default=value, help=f"{meaning} (default: %(default)g)")
+    add(
+        "--memory",
+        type=memory,
+        metavar="SIZE",
+        default=usual.memory,
+        help="host memory for what is being read, beside what stays; local files too "
+        f"(default: {format_size(usual.memory)}; BSTK_MEMORY)",
+    )
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default=usual.backend,
+        help="what reads: obstore may be faster, and needs the extra of that name (default: %(default)s; BSTK_BACKEND)",
+    )
 
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +156,8 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
         stall_timeout=args.stall_timeout,
         minimum_rate=args.minimum_rate,
         allow_stream=args.allow_stream,
+        memory=args.memory,
+        backend=args.backend,
     )
     return {"network": network, **dict(args.storage_options)}
 
