@@ -6,9 +6,12 @@ a network; `bsformat.flow` tells what happened, and tests tell what they like.
 
 from typing import Final
 
-#: Requests at once, at first and at most.
+#: Requests at once, at first, at first where answers take long to begin, and at most.
 FIRST: Final = 4
+FIRST_AFAR: Final = 16
 MOST: Final = 64
+#: Seconds until an answer begins, from which on a server is far away: one connection alone seldom fills such a link.
+_AFAR: Final = 0.02
 #: Bytes of a request: at first and at least, the least where memory is short, and at most. Small ones stay in the
 #: processor's caches from the socket to the digest; large ones spend little of their time waiting for an answer.
 FIRST_BYTES: Final = 1 << 20
@@ -30,12 +33,12 @@ _ROUND_TRIPS: Final = 10
 
 
 class Adaptive:
-    """Additive increase while throughput rises, at first doubling; fewer where that loses nothing; half after a setback.
+    """Additive increase while throughput rises, doubling at first; fewer where that loses nothing; half on a setback.
 
     Args:
         memory: bytes that may be held: what is asked for at once stays within half of it, as what came may have to
             wait for what should come before it.
-        now: seconds on any clock. received, setbacks: counted so far; see `tick`.
+        now: seconds on any clock. received, setbacks: counted so far. latency: known so far, or 0; see `tick`.
         most: requests at once that make sense for the source.
 
     Attributes:
@@ -43,10 +46,12 @@ class Adaptive:
         rate: bytes per second in the last window; 0 before its end.
     """
 
-    def __init__(self, memory: int, now: float, received: int = 0, setbacks: int = 0, most: int = MOST) -> None:
+    def __init__(
+        self, memory: int, now: float, received: int = 0, setbacks: int = 0, latency: float = 0.0, most: int = MOST
+    ) -> None:
         self._room = max(1, memory // 2)
         self._most = max(1, min(most, MOST, self._room // LEAST_BYTES))
-        self.requests = min(FIRST, self._most)
+        self.requests = min(FIRST_AFAR if latency >= _AFAR else FIRST, self._most)
         self.request_bytes = self._bounded(FIRST_BYTES)
         self.rate = 0.0
         self._began, self._received, self._setbacks = now, received, setbacks

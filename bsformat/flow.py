@@ -108,6 +108,7 @@ class Flow:
             time.monotonic(),
             self._signals.received,
             self._signals.setbacks,
+            self._signals.latency,
             self._signals.most if requests is None else requests,
         )
         self._jobs: list[_Job] = []  # taken up and not yet given out, in the order of the file

@@ -52,7 +52,7 @@ def _add(watch: Watch) -> None:
             return
         _watched.add(watch)
         if _thread is None or not _thread.is_alive():  # none yet, or this process was forked
-            _thread = threading.Thread(target=_run, name="bstk-watch", daemon=True)
+            _thread = threading.Thread(target=_run, name="bstk watch", daemon=True)
             _thread.start()
         elif watch.due < _wakes:
             _changed.notify()

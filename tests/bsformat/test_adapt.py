@@ -116,6 +116,11 @@ def test_what_is_asked_for_stays_within_half_of_the_memory(memory: int) -> None:
         assert pace.request_bytes >= min(LEAST_BYTES, max(1, memory // 4))
 
 
+def test_a_server_that_is_far_away_is_asked_for_more_at_once() -> None:
+    assert [Adaptive(1 << 30, 0.0, latency=latency).requests for latency in (0.0, 0.001, 0.05)] == [4, 4, 16]
+    assert Adaptive(1 << 30, 0.0, latency=0.05, most=1).requests == 1
+
+
 def test_nothing_changes_where_the_caller_is_the_slow_one() -> None:
     pace = Adaptive(1 << 30, 0.0)
     for i in range(1, 100):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 Case = Callable[..., int]
 CASES: Final[dict[str, Case]] = {}
-_measured: dict[str, float] = {}
+_measured: dict[str, Any] = {}
 
 
 def case(work: Case) -> Case:
@@ -76,6 +76,24 @@ def blocks(uri: str, backend: str = "fsspec", requests: str = "", request_bytes:
         with measured():
             for _, payload in stream_blocks(container, 0, len(container), **_fixed(requests, request_bytes)):
                 del payload
+        return container.source.bytes_read - before
+
+
+@case
+def prefix(uri: str, size: str, requests: str = "", request_bytes: str = "") -> int:
+    """As `blocks`, of a prefix of so many bytes; and how many requests ran at once at the end."""
+    import bsformat
+    from bitstack.loader import stream_blocks
+
+    last: list[bsformat.Reading] = []
+    with bsformat.open(uri, cache=False) as container:
+        stop = container.planner.plan(int(size)).n_blocks
+        before = container.source.bytes_read
+        with measured():
+            for _, payload in stream_blocks(container, 0, stop, watch=last.append, **_fixed(requests, request_bytes)):
+                del payload
+        most = max(reading.requests for reading in last)
+        _measured["note"] = f"at most {most} requests, at the end {last[-1].requests} of {last[-1].request_bytes} bytes"
         return container.source.bytes_read - before
 
 
@@ -184,7 +202,7 @@ def main() -> None:
     """Run one case and print."""
     name, *arguments = sys.argv[1:]
     size = CASES[name](*arguments)
-    print(json.dumps({"bytes": size} | {key: round(value, 4) for key, value in _measured.items()}))
+    print(json.dumps({"bytes": size} | {k: v if isinstance(v, str) else round(v, 4) for k, v in _measured.items()}))
 
 
 if __name__ == "__main__":
