@@ -102,7 +102,9 @@ class Flow:
         self._buffers, self._mapped = Buffers(memory), container.fills
         self._signals = container.signals
         self._setbacks = self._signals.setbacks
-        self._changed = threading.Condition()
+        # Two conditions, so that a part that came wakes who waits for it, and not all who wait for room.
+        self._lock = threading.RLock()
+        self._came, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)
         self._pace = Adaptive(
             memory,
             time.monotonic(),
@@ -119,7 +121,7 @@ class Flow:
 
     def __iter__(self) -> Generator[Part, None, None]:
         try:
-            with self._changed:
+            with self._lock:
                 self._hire()
             while self._jobs or self._runs:
                 job = self._await()
@@ -133,9 +135,9 @@ class Flow:
                     yield job.part
                 self._let_go(job)
         finally:
-            with self._changed:
+            with self._lock:
                 self._stopped = True
-                self._changed.notify_all()
+                self._freed.notify_all()
             self._stop.set()
             for thread in self._threads:
                 thread.join()
@@ -145,7 +147,7 @@ class Flow:
     def _await(self) -> _Job | None:
         """The next part when it is there, or None after a while."""
         until = time.monotonic() + _LOOK
-        with self._changed:
+        with self._lock:
             while True:
                 for i, job in enumerate(self._jobs):
                     if job.part is not None or job.error is not None:
@@ -156,11 +158,11 @@ class Flow:
                 if (seconds := until - time.monotonic()) <= 0:
                     self._look()
                     return None
-                self._changed.wait(seconds)
+                self._came.wait(seconds)
 
     def reading(self) -> Reading:
         """How far it is."""
-        with self._changed:
+        with self._lock:
             usual = self._request_bytes or self._pace.request_bytes
             used, setbacks = self._buffers.used, self._signals.setbacks - self._setbacks
             return Reading(
@@ -176,11 +178,11 @@ class Flow:
                     payload.release()
         if part is not None:
             part.blocks, part.data = [], b""
-        with self._changed:
+        with self._lock:
             self._lent -= 1
             self._waiting -= job.span.length
             self._buffers.give(job.lease)
-            self._changed.notify_all()
+            self._freed.notify()
 
     # The threads that read
 
@@ -210,26 +212,29 @@ class Flow:
             del data, blocks
         except BaseException as error:
             job.error = error
-        with self._changed:
+        with self._lock:
             self._running -= 1
             if job.error is not None:
                 self._stopped = True
+                self._freed.notify_all()
             self._done += job.span.length
             self._waiting += job.span.length
             self._pace.ended(job.span.length, time.monotonic() - began)
             self._look()
-            self._changed.notify_all()
+            self._came.notify()
 
     def _take(self) -> _Job | None:
         """The next range to read, when there is room for it."""
-        with self._changed:
+        with self._lock:
             while True:
                 if self._stopped or not self._runs:
+                    self._freed.notify()  # the others may go too
                     return None
                 if (job := self._room()) is not None:
                     self._hire()
+                    self._freed.notify()  # there may be room for another one
                     return job
-                self._changed.wait()
+                self._freed.wait()
 
     def _room(self) -> _Job | None:
         if self._requests is not None and len(self._jobs) + self._lent >= self._requests:
@@ -264,4 +269,5 @@ class Flow:
             received = signals.received if signals.counts else self._done
             self._pace.tick(time.monotonic(), received, signals.setbacks, signals.latency, full=full)
             self._hire()
-            self._changed.notify_all()
+            if self._running < self._allowed:
+                self._freed.notify()

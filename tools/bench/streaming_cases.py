@@ -201,6 +201,8 @@ def raw_read(path: str, length: str) -> int:
 def main() -> None:
     """Run one case and print."""
     name, *arguments = sys.argv[1:]
+    if name not in CASES:
+        raise SystemExit(f"no case {name!r}; there are: {', '.join(CASES)}")
     size = CASES[name](*arguments)
     print(json.dumps({"bytes": size} | {k: v if isinstance(v, str) else round(v, 4) for k, v in _measured.items()}))
 
