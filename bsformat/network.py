@@ -51,6 +51,18 @@ def default_memory() -> int:
     return size
 
 
+def default_backend() -> str:
+    """`Network.backend` where nothing is said: ``BSTK_BACKEND``, or fsspec.
+
+    Raises:
+        SourceError: the variable names none.
+    """
+    name = os.environ.get("BSTK_BACKEND", "") or BACKENDS[0]
+    if name not in BACKENDS:
+        raise SourceError(f"BSTK_BACKEND is {name!r}, and must be one of {', '.join(BACKENDS)}")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """What reads over http(s) and s3 may take. Times are in seconds.
@@ -86,7 +98,7 @@ class Network:
     deadline: float = 900.0
     allow_stream: bool = False
     memory: int = field(default_factory=default_memory)
-    backend: str = field(default_factory=lambda: os.environ.get("BSTK_BACKEND", "") or BACKENDS[0])
+    backend: str = field(default_factory=default_backend)
     renew: Callable[[str], str] | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     sleep: Callable[[float], Awaitable[object]] = field(default=asyncio.sleep, repr=False)

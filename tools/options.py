@@ -9,7 +9,7 @@ from typing import Any
 from bitstack.fields import Kind, Switch, shown
 from bitstack.recipe import recipe_settings
 from bsformat import BstkError, Network, format_size, parse_size
-from bsformat.network import BACKENDS
+from bsformat.network import BACKENDS, MEMORY_BYTES
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -115,7 +115,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """How long to wait for a server, and how often to ask again."""
-    usual = Network()
+    # What the environment says is asked for when it is needed: it may be wrong, and help is given all the same.
+    usual = Network(memory=MEMORY_BYTES, backend=BACKENDS[0])
     add = parser.add_argument_group("over http(s) and s3").add_argument
     add(
         "--allow-stream",
@@ -135,15 +136,13 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=memory,
         metavar="SIZE",
-        default=usual.memory,
         help="host memory for what is being read, beside what stays; local files too "
-        f"(default: {format_size(usual.memory)}; BSTK_MEMORY)",
+        f"(default: $BSTK_MEMORY, else {format_size(MEMORY_BYTES)})",
     )
     add(
         "--backend",
         choices=BACKENDS,
-        default=usual.backend,
-        help="what reads: obstore may be faster, and needs the extra of that name (default: %(default)s; BSTK_BACKEND)",
+        help=f"what reads: obstore needs the extra of that name (default: $BSTK_BACKEND, else {BACKENDS[0]})",
     )
 
 
@@ -156,8 +155,7 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
         stall_timeout=args.stall_timeout,
         minimum_rate=args.minimum_rate,
         allow_stream=args.allow_stream,
-        memory=args.memory,
-        backend=args.backend,
+        **{name: value for name in ("memory", "backend") if (value := getattr(args, name)) is not None},
     )
     return {"network": network, **dict(args.storage_options)}
 

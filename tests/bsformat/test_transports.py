@@ -264,8 +264,10 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = bsformat.Network()
     assert (settings.memory, settings.backend) == (24 << 20, "obstore")
     monkeypatch.setenv("BSTK_BACKEND", "carrier-pigeon")
-    with pytest.raises(ValueError, match=r"Network.backend is 'carrier-pigeon'"):
+    with pytest.raises(SourceError, match="BSTK_BACKEND is 'carrier-pigeon'"):
         bsformat.Network()
+    with pytest.raises(ValueError, match=r"Network.backend is 'carrier-pigeon'"):
+        bsformat.Network(backend="carrier-pigeon")
     monkeypatch.setenv("BSTK_BACKEND", "")
     for wrong in ("a lot", "0", "-3"):
         monkeypatch.setenv("BSTK_MEMORY", wrong)
