@@ -12,9 +12,9 @@ FIRST_AFAR: Final = 16
 MOST: Final = 64
 #: Seconds until an answer begins, from which on a server is far away: one connection alone seldom fills such a link.
 _AFAR: Final = 0.02
-#: Bytes of a request: at first and at least, the least where memory is short, and at most. Small ones stay in the
-#: processor's caches from the socket to the digest; large ones spend little of their time waiting for an answer.
-FIRST_BYTES: Final = 1 << 20
+#: Bytes of a request: at first and at least, the least where memory is short, and at most. Those of a few MiB stay in
+#: the processor's caches from the socket to the digest; larger ones spend less of their time waiting for an answer.
+FIRST_BYTES: Final = 4 << 20
 LEAST_BYTES: Final = 1 << 18
 MOST_BYTES: Final = 16 << 20
 #: A request should take this many times as long as its answer takes to begin.

@@ -118,6 +118,7 @@ class Flow:
         self._running = self._waiting = 0
         self._stopped, self._stop = False, Stop()
         self._threads: list[threading.Thread] = []
+        self._broken: BaseException | None = None
 
     def __iter__(self) -> Generator[Part, None, None]:
         try:
@@ -149,6 +150,8 @@ class Flow:
         until = time.monotonic() + _LOOK
         with self._lock:
             while True:
+                if self._broken is not None:
+                    raise self._broken
                 for i, job in enumerate(self._jobs):
                     if job.part is not None or job.error is not None:
                         self._lent += 1
@@ -198,21 +201,28 @@ class Flow:
         return self._pace.requests if self._requests is None else self._requests
 
     def _work(self) -> None:
-        with reading_for(self._stop):
-            while (job := self._take()) is not None:
-                self._do(job)
-                del job
+        try:
+            with reading_for(self._stop):
+                while (job := self._take()) is not None:
+                    self._do(job)
+                    del job
+        except BaseException as error:  # a mistake in here must not leave the caller waiting
+            with self._lock:
+                self._broken, self._stopped = error, True
+                self._freed.notify_all()
+                self._came.notify()
 
     def _do(self, job: _Job) -> None:
-        began = time.monotonic()
+        began, part, failure = time.monotonic(), None, None
         try:
             data, compared = self._container.read_span(job.span, job.lease.view)
             blocks = list(self._container.decode_span(job.span, data, compared=compared))
-            job.part = Part(job.span, data, blocks)
+            part = Part(job.span, data, blocks)
             del data, blocks
         except BaseException as error:
-            job.error = error
+            failure = error
         with self._lock:
+            job.part, job.error = part, failure
             self._running -= 1
             if job.error is not None:
                 self._stopped = True
@@ -221,7 +231,8 @@ class Flow:
             self._waiting += job.span.length
             self._pace.ended(job.span.length, time.monotonic() - began)
             self._look()
-            self._came.notify()
+            if job.error is not None or not self._ordered or self._jobs[0] is job:
+                self._came.notify()
 
     def _take(self) -> _Job | None:
         """The next range to read, when there is room for it."""
@@ -232,7 +243,8 @@ class Flow:
                     return None
                 if (job := self._room()) is not None:
                     self._hire()
-                    self._freed.notify()  # there may be room for another one
+                    if self._running < self._allowed:
+                        self._freed.notify()  # there may be room for another one
                     return job
                 self._freed.wait()
 
@@ -248,7 +260,7 @@ class Flow:
             size = min(size, max(LEAST_BYTES, self._left // (2 * self._allowed)))
         first, stop = self._runs[0]
         span, extra = self._container.layout.span(first, stop, size, self._buffers.bound)
-        if self._requests is None and self._waiting > max(_AHEAD, 2 * self._allowed * size):
+        if self._requests is None and self._waiting > max(_AHEAD, self._allowed * size):
             return None  # the caller is slower than the link: more would only take memory, and the processor's caches
         lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped)
         if lease is None:
@@ -269,5 +281,5 @@ class Flow:
             received = signals.received if signals.counts else self._done
             self._pace.tick(time.monotonic(), received, signals.setbacks, signals.latency, full=full)
             self._hire()
-            if self._running < self._allowed:
+            if self._running + 1 < self._allowed:  # who looks goes on itself
                 self._freed.notify()

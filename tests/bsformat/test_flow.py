@@ -203,3 +203,14 @@ def test_an_error_comes_after_what_is_sound(data: bytes) -> None:
             take_all(container)
     assert got == expected(data)[: len(got)]
     assert got
+
+
+def test_a_thread_that_breaks_leaves_nobody_waiting(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    with bsformat.open(bsformat.MemorySource(data)) as container:
+        flow = Flow(container, [(0, len(container))], memory=MIB)
+        monkeypatch.setattr(flow._pace, "ended", broken)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            watched(lambda: held_apart(flow))
