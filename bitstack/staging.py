@@ -15,6 +15,8 @@ import torch
 #: Pinned buffers, and bytes of each: while one is filled, one is copied, and one waits for either.
 BUFFERS: Final = 3
 BUFFER_BYTES: Final = 8 << 20
+#: torch gives some of it no types.
+_CUDA: Any = torch.cuda
 #: Payloads begin at multiples of this in a buffer, as they do on the GPU.
 _ALIGNMENT: Final = 256
 
@@ -52,7 +54,7 @@ class CudaRuntime:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._side = torch.cuda.Stream(device)
+        self._side: torch.cuda.Stream = _CUDA.Stream(device)
 
     def pinned(self, size: int) -> torch.Tensor:
         """See `Runtime`."""
@@ -69,7 +71,7 @@ class CudaRuntime:
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
             out.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            event: torch.cuda.Event = _CUDA.Event()
             event.record(self._side)
         # If ``out`` is dropped before the copy has ended, its memory must not go to another tensor before that.
         out.record_stream(self._side)
@@ -181,6 +183,6 @@ def uploads_to(device: torch.device) -> Staging | HostCopies:
 
 def _fill(place: torch.Tensor, payload: memoryview) -> None:
     if payload.readonly:  # torch warns of tensors over what may not be written to
-        memoryview(place.numpy())[:] = payload
+        place.numpy().data[:] = payload
     else:
         place.copy_(torch.frombuffer(payload, dtype=torch.uint8))

@@ -26,7 +26,7 @@ def write_random(path: str | os.PathLike[str], size: int, side: int = SIDE) -> N
     form = bsformat.Form("sign", rank=RANK, factors="F8_E4M3")
     block_bytes = side * -(-side // 8) + 2 * side * RANK + 4 * RANK
     n_blocks = -(-size // block_bytes)
-    tensors = []
+    tensors: list[bsformat.Tensor] = []
     for i in range(-(-n_blocks // LEVELS)):
         number = len(tensors)
         tensors.append(bsformat.Tensor(f"{i}.weight#row_scale", (side,), "F16"))

@@ -93,7 +93,7 @@ def linked(shape: Shape, server: str, client: str) -> Iterator[None]:
             pid = os.fork()
             if pid == 0:
                 try:
-                    link.run_link(*ends, shape.rate, shape.round_trip / 2, shape.loss)
+                    link.run_link(ends[0], ends[1], shape.rate, shape.round_trip / 2, shape.loss)
                 finally:
                     os._exit(1)
         else:

@@ -60,7 +60,7 @@ def _size(url: str) -> int:
         return int(answer.headers["Content-Length"])
 
 
-def _fixed(requests: str, request_bytes: str) -> dict[str, int]:
+def _fixed(requests: str, request_bytes: str) -> dict[str, Any]:
     return {"requests": int(requests), "request_bytes": int(request_bytes)} if requests else {}
 
 
