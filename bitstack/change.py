@@ -8,6 +8,7 @@ from bsformat import Block
 from bsformat.errors import ResizeError
 
 from .packed import Levels, PackedTensor
+from .staging import HostCopies, uploads_to
 
 
 class Change:
@@ -31,7 +32,7 @@ class Change:
         device: torch.device,
     ) -> None:
         self._packed, self._raw, self._device = packed, raw, device
-        self._uploads: dict[torch.device, Uploads] = {}
+        self._uploads: dict[torch.device, HostCopies] = {}
         self._before: dict[str, dict[int, Levels]] = {}
         self._after: dict[str, dict[int, Levels]] = {}
 
@@ -96,26 +97,3 @@ class Change:
     def forget(self) -> None:
         """Let go of all that is not, or not any more, part of the model."""
         self._before, self._after = {}, {}
-
-
-class Uploads:
-    """Copies payloads to a device. For one thread.
-
-    Args:
-        device: where they go.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __call__(self, payload: bytes | memoryview) -> torch.Tensor:
-        """A copy of a payload on the device: uint8, flat, in memory of its own, none of it in host memory any more."""
-        return torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
-
-    def finish(self) -> None:
-        """Wait until all copies have ended; here each has when it is returned."""
-
-
-def uploads_to(device: torch.device) -> Uploads:
-    """What copies payloads to a device; call it with each, and ``finish`` at the end."""
-    return Uploads(device)

@@ -12,11 +12,12 @@ from .block import Block, Span
 from .cache import BlockCache, CacheInfo
 from .cache_place import default_cache
 from .container import Container
-from .container import open_container as open
 from .errors import BstkError
 from .fetch import Fetched, fetch
+from .flow import Flow, Reading
 from .metadata import Attachment, Curve, Form, Metadata, Tensor
 from .network import Network
+from .opening import open_container as open
 from .plan import Plan
 from .source import ByteSource, FileSource, FsspecSource, MemorySource
 from .units import format_size, parse_size
@@ -34,12 +35,14 @@ __all__ = [
     "Curve",
     "Fetched",
     "FileSource",
+    "Flow",
     "Form",
     "FsspecSource",
     "MemorySource",
     "Metadata",
     "Network",
     "Plan",
+    "Reading",
     "Report",
     "Span",
     "Tensor",

@@ -14,7 +14,8 @@ import numpy as np
 from .cache import BlockCache, segment_name
 from .head import Head
 from .leases import Leases
-from .source import Buffer, ByteSource
+from .network import Signals
+from .source import Buffer, ByteSource, fill, signals_of
 
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds that a range is waited for while another process holds its lease and nothing of it comes, and between looks.
@@ -82,25 +83,29 @@ class CachedSource:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`. Ranges of whole blocks go through the cache, others do not."""
-        first, stop = self._inside(offset, offset + length)
+        out = CheckedBytes(length)
+        return out if self.get_into(offset, memoryview(out)) else bytearray(out)
+
+    def get_into(self, offset: int, out: memoryview) -> bool:
+        """See `bsformat.source.FillingSource.get_into`."""
+        first, stop = self._inside(offset, offset + len(out))
         if first == stop or self._cache is None:
-            return self._direct(offset, length)
+            self._direct(offset, out)
+            return False
         wanted = list(range(first, stop))
-        if self._missing(wanted) == wanted and (lease := self._lease()):
-            with lease:
-                if self._taken(lease, wanted) and self._missing(wanted) == wanted:
-                    # Nothing is there, and nobody else is at it: what comes is handed on as it is.
-                    data = self._direct(offset, length)
-                    self._keep(wanted, data, offset)
-                    return data
-        out, sound = CheckedBytes(length), True
+        sound = True
         missing = self._fill_or_none(wanted, out, offset)
         while missing:
             missing, good = self._share(missing, out, offset)
             sound = sound and good
         if missing is None:
-            return self._direct(offset, length)
-        return out if sound else bytes(out)
+            self._direct(offset, out)
+        return sound and missing is not None
+
+    @property
+    def signals(self) -> Signals:
+        """What the source notices of its server."""
+        return signals_of(self._source)
 
     def close(self) -> None:
         """Close the source."""
@@ -116,14 +121,13 @@ class CachedSource:
             return 0, 0
         return (first, last) if first < last else (0, 0)
 
-    def _direct(self, offset: int, length: int) -> Buffer:
-        """A range from the source, but for what the first read brought along."""
-        have = max(0, min(len(self._lead) - offset, length))
-        if have == length:
-            return self._lead[offset : offset + length]
+    def _direct(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from the source, but for what the first read brought along."""
+        have = max(0, min(len(self._lead) - offset, len(out)))
         if have:
-            return self._lead[offset:] + bytes(self._source.get(offset + have, length - have))
-        return self._source.get(offset, length)
+            out[:have] = self._lead[offset : offset + have]
+        if have < len(out):
+            fill(self._source, offset + have, out[have:])
 
     def _lease(self) -> Leases | None:
         cache = self._cache
@@ -144,18 +148,18 @@ class CachedSource:
         self._attempt(self._known.refresh)
         return [i for i in items if self._known.find(self._digests[i]) is None]
 
-    def _fill_or_none(self, items: _Items, out: bytearray, base: int) -> _Items | None:
+    def _fill_or_none(self, items: _Items, out: memoryview, base: int) -> _Items | None:
         """`_fill`; None if the system refused the use of the cache."""
         return self._attempt(lambda: self._fill(items, out, base))
 
-    def _fill(self, items: _Items, out: bytearray, base: int) -> _Items:
+    def _fill(self, items: _Items, out: memoryview, base: int) -> _Items:
         """Put what the cache has of some items into ``out``, which begins at byte ``base``; gives what it has not."""
         cache = self._cache
         if cache is None:
             return items
         self._known.refresh()
         places = [(self._known.find(self._digests[i]), i) for i in items]
-        view, lost = memoryview(out), [i for place, i in places if place is None]
+        lost = [i for place, i in places if place is None]
         used: set[str] = set()
         count = 0
         there = sorted((place, i) for place, i in places if place is not None)
@@ -168,7 +172,7 @@ class CachedSource:
             try:
                 for (_, at, length), i in group:
                     place = int(self._offset[i]) - base
-                    part = view[place : place + int(self._end[i] - self._offset[i])]
+                    part = out[place : place + int(self._end[i] - self._offset[i])]
                     whole = length == len(part) and os.preadv(fd, [part], at) == length
                     if whole and blake3.blake3(part).digest() == self._digests[i]:
                         count += length
@@ -186,7 +190,7 @@ class CachedSource:
             self._used |= used
         return sorted(lost)
 
-    def _share(self, missing: _Items, out: bytearray, base: int) -> tuple[_Items | None, bool]:
+    def _share(self, missing: _Items, out: memoryview, base: int) -> tuple[_Items | None, bool]:
         """Read those of the missing items that nobody else is reading; if there are none, wait until some are there.
 
         Returns:
@@ -209,7 +213,7 @@ class CachedSource:
                 return left, True
             time.sleep(_PAUSE)
 
-    def _read(self, items: _Items, out: bytearray, base: int) -> bool:
+    def _read(self, items: _Items, out: memoryview, base: int) -> bool:
         """Read items in as few ranges as they make, put them into ``out`` and keep them; False if one is damaged."""
         sound = True
         for run in _runs(items):
@@ -217,14 +221,13 @@ class CachedSource:
             # The padding behind it comes along where it was asked for, so that ranges tile.
             if (after := run[-1] + 1) < len(self._offset):
                 stop = min(int(self._offset[after]), base + len(out))
-            data = self._direct(start, stop - start)
+            data = out[start - base : stop - base]
+            self._direct(start, data)
             sound = self._keep(run, data, start) and sound
-            out[start - base : stop - base] = data
         return sound
 
-    def _keep(self, items: _Items, data: Buffer, base: int) -> bool:
-        """Store items out of ``data``, which begins at byte ``base``; False if one of them is not what it should be."""
-        view = memoryview(data)
+    def _keep(self, items: _Items, view: memoryview, base: int) -> bool:
+        """Store items out of ``view``, which begins at byte ``base``; False if one of them is not what it should be."""
         blocks: list[tuple[bytes, Buffer]] = []
         for i in items:
             part = view[int(self._offset[i]) - base : int(self._end[i]) - base]

@@ -1,10 +1,8 @@
 """An open ``.bstk`` file: its head in memory, its blocks and attachments read when asked for."""
 
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from types import TracebackType
-from typing import Any
 
 import blake3
 import numpy as np
@@ -12,17 +10,17 @@ import numpy as np
 from . import codec, payload
 from .block import Block, Span
 from .cache import BlockCache
-from .cache_place import choose_cache
 from .cached import CachedSource, CheckedBytes
 from .cached_head import read_cached_head
 from .chains import Chains, Parts
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
 from .head import Head, read_head
+from .layout import Layout
 from .metadata import Attachment, Tensor
-from .network import Network
+from .network import Signals, default_memory
 from .plan import Plan, Planner
 from .registry import ALIGNMENT
-from .source import Buffer, ByteSource, open_source
+from .source import Buffer, ByteSource, fill
 from .traffic import CountedSource
 from .units import parse_size
 
@@ -33,7 +31,8 @@ class Container:
     Attributes:
         uri: where it was opened.
         source: where its bytes come from; it counts the requests made and the bytes read, those from the cache not.
-        superblock, metadata, index: the decoded head.
+        superblock, metadata, index: the decoded head. layout: where the blocks lie.
+        memory: bytes of host memory that reading many blocks may take; see `bsformat.Network.memory`.
         available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
     """
 
@@ -44,8 +43,10 @@ class Container:
         root: str | None = None,
         cache: BlockCache | None = None,
         head: Head | None = None,
+        memory: int | None = None,
     ) -> None:
         self.uri = source.name
+        self.memory = default_memory() if memory is None else memory
         self.source = CountedSource(source)
         #: The bytes of a head that was read before; those of one that is read here are not kept.
         self.stored_head = head.stored if head else b""
@@ -55,7 +56,8 @@ class Container:
         self._chains = Chains(self.metadata)
         self._parts = self._chains.at(self.index.chain)
         s = self.superblock
-        ends = self.index.offset.astype(np.int64) + self.index.stored.astype(np.int64)
+        self.layout = Layout(self.index, self.metadata.forms)
+        ends = self.layout.ends
         self.available_blocks = int(np.searchsorted(ends, s.present_length, side="right"))
         present = int(ends[self.available_blocks - 1]) if self.available_blocks else s.blocks_offset
         if present != s.present_length or self.available_blocks < self.index.required:
@@ -155,17 +157,29 @@ class Container:
         )
 
     def spans(self, first: int, stop: int, max_bytes: int) -> Iterator[Span]:
-        """Cut blocks [first, stop) into runs of at most ``max_bytes`` bytes of the file, or one larger block.
+        """See `bsformat.layout.Layout.spans`."""
+        return self.layout.spans(first, stop, max_bytes)
 
-        The spans tile one range: each reaches to where the next begins, the last one to the end of its last block.
-        """
-        ends = self.index.offset[:stop] + self.index.stored[:stop]
-        while first < stop:
-            offset = int(self.index.offset[first])
-            last = max(int(np.searchsorted(ends, offset + max_bytes, side="right")), first + 1)
-            end = int(self.index.offset[last]) if last < stop else int(ends[last - 1])
-            yield Span(first, last, offset, end - offset)
-            first = last
+    @property
+    def fills(self) -> bool:
+        """Whether `read_span` needs memory to read into."""
+        return self._cached is not None or self.source.fills
+
+    @property
+    def signals(self) -> Signals:
+        """What the source notices of its server."""
+        return self.source.signals
+
+    def read_span(self, span: Span, out: memoryview | None = None) -> tuple[Buffer, bool]:
+        """The bytes of a span, in ``out`` if that is given; and whether its blocks were compared with their digests."""
+        if out is None:
+            data = self.read(span.offset, span.length)
+            return data, isinstance(data, CheckedBytes)
+        have = max(0, min(len(self._lead) - span.offset, span.length))
+        if have:
+            out[:have] = self._lead[span.offset : span.offset + have]
+        compared = fill(self._reader, span.offset + have, out[have:]) if have < span.length else False
+        return out, compared and not have
 
     def read(self, offset: int, length: int) -> Buffer:
         """``length`` bytes of the file from ``offset``; what the first read brought along is not read again."""
@@ -203,9 +217,15 @@ class Container:
     def _scale_chains(self) -> frozenset[int]:
         return frozenset(self.tensors[i].first_chain for i in self._scales)
 
-    def decode_span(self, span: Span, data: Buffer) -> Iterator[tuple[Block, bytes | memoryview]]:
-        """The blocks of a span with their checked payloads; the padding after each of them is checked too."""
-        view, compared = memoryview(data), isinstance(data, CheckedBytes)
+    def decode_span(
+        self, span: Span, data: Buffer, *, compared: bool = False
+    ) -> Iterator[tuple[Block, bytes | memoryview]]:
+        """The blocks of a span with their checked payloads; the padding after each of them is checked too.
+
+        Args:
+            compared: the digests have been compared already.
+        """
+        view, compared = memoryview(data), compared or isinstance(data, CheckedBytes)
         for number in range(span.first, span.stop):
             block = self.block(number)
             at = block.offset - span.offset
@@ -273,32 +293,3 @@ class Container:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def open_container(
-    uri: str | os.PathLike[str] | ByteSource,
-    *,
-    root: str | None = None,
-    network: Network | None = None,
-    cache: BlockCache | bool = True,
-    **storage_options: Any,
-) -> Container:
-    """Open a ``.bstk`` file in at most two reads.
-
-    Args:
-        uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
-        root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
-        network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
-        cache: where blocks of remote files are kept on this machine; True: the user's cache (`default_cache`) for URIs
-            of a network protocol, none for anything else; False: none.
-        storage_options: given to the fsspec file system.
-
-    Raises:
-        SourceError: it cannot be read. FormatError: it is no valid file, or not the one of that root.
-    """
-    source = open_source(uri, network=network, **storage_options)
-    try:
-        return Container(source, root=root, cache=choose_cache(cache, uri))
-    except BaseException:
-        source.close()
-        raise

@@ -15,10 +15,12 @@ from .atomic import writing
 from .cache import BlockCache
 from .cache_place import choose_cache
 from .cached_head import read_cached_head
-from .container import Container, open_container
+from .container import Container
 from .errors import IntegrityError
 from .filling import Filler, Progress
 from .head import read_head
+from .network import Network
+from .opening import open_container
 from .source import Buffer, ByteSource, open_source
 from .superblock import SIZE, decode
 from .traffic import CountedSource
@@ -65,6 +67,7 @@ def fetch(
     budget: int | str = "100%",
     *,
     root: str | None = None,
+    network: Network | None = None,
     cache: BlockCache | bool = True,
     progress: Progress = lambda done, total: None,
     **storage_options: Any,
@@ -77,6 +80,7 @@ def fetch(
         output: the local file; ``OUT.part`` beside it is what is being filled.
         budget: resident bytes of the weights, a size, or a percentage of all blocks.
         root: the root digest (64 hexadecimal digits) that the file must have.
+        network: as for `bsformat.open`.
         cache: as for `bsformat.open`; it is read and nothing is added, since the local file holds it all.
         progress: called with the bytes of the prefix that are there, and those that it has.
         storage_options: given to the fsspec file system.
@@ -87,7 +91,7 @@ def fetch(
     """
     path = os.fspath(output)
     with ExitStack() as stack:
-        source = CountedSource(open_source(uri, **storage_options))
+        source = CountedSource(open_source(uri, network=network, **storage_options))
         stack.callback(source.close)
         kept = choose_cache(cache, uri)
         old = stack.enter_context(open_container(path)) if os.path.exists(path) else None
@@ -96,7 +100,8 @@ def fetch(
             begun = work.head()
             if begun is None:
                 work.restart()
-        container = _open(source, old, (work.path, begun), root, kept and kept.frozen())
+        memory = (network or Network()).memory
+        container = _open(source, old, (work.path, begun), root, kept and kept.frozen(), memory)
         plan = container.plan(budget)
         have = old.available_blocks if old else 0
         filler = Filler(container, work, old, plan.n_blocks, progress)
@@ -129,16 +134,17 @@ def _open(
     begun: tuple[str, bytes | None],
     root: str | None,
     cache: BlockCache | None,
+    memory: int,
 ) -> Container:
     """The remote file; its head is not read again if it is on this machine."""
     local = begun if begun[1] is not None else (old.uri, _stored_head(old)) if old else None
     if local is None or local[1] is None:
         head = read_head(source, root) if cache is None else read_cached_head(source, root, cache)
-        return Container(source, cache=cache, head=head)
+        return Container(source, cache=cache, head=head, memory=memory)
     known = _KnownHead(source, local[1], local[0])
     if old and old.root != known.root:
         raise _mixed(begun[0], known.root, old.uri, old.root)
-    return Container(source, cache=cache, head=read_head(known, root, SIZE))
+    return Container(source, cache=cache, head=read_head(known, root, SIZE), memory=memory)
 
 
 def _stored_head(container: Container) -> bytes:

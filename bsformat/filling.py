@@ -1,8 +1,7 @@
 """Filling a work file with a prefix: from what is on this machine, and then from the remote file."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import groupby
 from typing import Final
 
@@ -12,13 +11,15 @@ from . import registry
 from .block import Span
 from .container import Container
 from .errors import IntegrityError
+from .flow import Flow
 from .source import Buffer
 from .superblock import SIZE
 from .work_file import WorkFile
 
-#: Bytes of one request, unless a single block is larger, and requests in flight at once.
-REQUEST_BYTES: Final = 4 << 20
-REQUESTS: Final = 4
+#: Bytes of one request, unless a single block is larger; None: as the link likes it.
+REQUEST_BYTES: int | None = None
+#: Bytes that are read at a time from a file of this machine.
+LOCAL_BYTES: Final = 4 << 20
 
 #: Called with the bytes of the prefix that are there, and those that it has.
 Progress = Callable[[int, int], object]
@@ -59,10 +60,10 @@ class Filler:
             there = [i for i in missing if i < self._old.available_blocks]
             lost = self._keep(there, self._old.read, copy=True)
             missing = sorted(set(missing) - set(there) | set(lost))
-        self._download([span for first, stop in _runs(missing) for span in self._spans(first, stop)])
+        self._download(list(_runs(missing)))
 
     def _spans(self, first: int, stop: int) -> Iterator[Span]:
-        return self._container.spans(first, stop, REQUEST_BYTES)
+        return self._container.spans(first, stop, LOCAL_BYTES)
 
     def _advance(self, length: int) -> None:
         self._done += length
@@ -120,26 +121,12 @@ class Filler:
                     self._advance(block.stored)
         return lost
 
-    def _download(self, spans: list[Span]) -> None:
-        pending: deque[Future[int]] = deque()
-        with ThreadPoolExecutor(REQUESTS, thread_name_prefix="bstk fetch") as pool:
-            try:
-                for span in spans:
-                    pending.append(pool.submit(self._download_span, span))
-                    if len(pending) == REQUESTS:
-                        self._advance(pending.popleft().result())
-                while pending:
-                    self._advance(pending.popleft().result())
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _download_span(self, span: Span) -> int:
-        data = self._container.read(span.offset, span.length)
-        for _ in self._container.decode_span(span, data):
-            pass
-        self._work.write(span.offset, data)
-        return span.length
+    def _download(self, runs: list[tuple[int, int]]) -> None:
+        flow = Flow(self._container, runs, memory=self._container.memory, request_bytes=REQUEST_BYTES, ordered=False)
+        with closing(iter(flow)) as parts:
+            for part in parts:
+                self._work.write(part.span.offset, part.data)
+                self._advance(part.span.length)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,12 +1,12 @@
 """An object of a server that ignores byte ranges, read once from its beginning to its end, in bounded memory."""
 
-import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import fsspec.asyn
 
+from .answers import Answer, LinkError
 from .errors import BstkError, RangeError, SourceChangedError, SourceError
 from .identity import Identity
 from .network import TRANSIENT, Network, Pace, Patience, Transient, retry_after, without_secrets
@@ -33,9 +33,10 @@ class ForwardStream:
     ) -> None:
         self.name, self._fs, self._requester = name, fs, requester
         self._network, self._count = network, count
-        self._lock = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._chunk = bytearray(_CHUNK)
         self._identity: Identity | None = None
-        self._response: aiohttp.ClientResponse | None = None
+        self._answer: Answer | None = None
         self._at = 0  # where the answer that runs now is
         self._reached = 0  # how far any answer came
         self._wanted = 0  # where the read that goes on now begins
@@ -56,38 +57,37 @@ class ForwardStream:
 
     def close(self) -> None:
         """End the answer."""
-        response, self._response = self._response, None
-        if response is not None and not self._fs.loop.is_closed():
-            self._fs.loop.call_soon_threadsafe(response.close)
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.close()
 
     def __del__(self) -> None:
         self.close()
 
     def _run(self, offset: int, length: int) -> bytearray:
         try:
-            data: bytearray = fsspec.asyn.sync(self._fs.loop, self._read, offset, length)
+            return self._read(offset, length)
         except BstkError:
             raise
         except Exception as error:
             text = without_secrets(f"{type(error).__name__}: {error}")
             raise SourceError(f"cannot be read: {text}", where=self.name, offset=offset) from None
-        return data
 
-    async def _read(self, offset: int, length: int) -> bytearray:
-        async with self._lock:
+    def _read(self, offset: int, length: int) -> bytearray:
+        with self._lock:
             stop = offset + length
             patience = Patience(self._network, max(length, stop - self._reached))
             self._wanted = offset
             while self._identity is None or self._reached < min(stop, self._end):
                 try:
-                    async with asyncio.timeout(max(0.0, patience.left)) as limit:
-                        await self._advance(stop)
-                except (Transient, aiohttp.ClientError, TimeoutError, OSError) as error:
-                    self._drop()
-                    if limit.expired():
+                    self._advance(stop, patience)
+                except (Transient, LinkError) as error:
+                    self.close()
+                    if patience.left <= 0:
                         raise patience.late(max(0, self._reached - offset), length).at(self.name) from None
                     failure = error if isinstance(error, Transient) else self._failure(error)
-                    await patience.wait(failure, 0, answered=self._identity is not None)
+                    answered = self._identity is not None
+                    fsspec.asyn.sync(self._fs.loop, patience.wait, failure, 0, answered=answered)
             if stop > self._end and offset > 0:
                 raise SourceError(
                     f"bytes {offset}-{stop - 1} were asked for, but the object has {self._end}",
@@ -100,26 +100,29 @@ class ForwardStream:
     def _end(self) -> int:
         return self._identity.size if self._identity else 0
 
-    async def _advance(self, stop: int) -> None:
+    def _advance(self, stop: int, patience: Patience) -> None:
         """Read on until ``stop`` is reached."""
-        if self._response is None:
-            await self._open()
+        answer = self._answer or self._open(patience)
         stop = min(stop, self._end)
         pace = Pace(self._network)
-        while self._reached < stop and self._response is not None:
-            chunk = await self._response.content.read(_CHUNK)
-            if not chunk:
-                raise Transient(self._error(f"the response ended after {self._at} of {self._end} bytes"))
-            self._count(len(chunk))
-            self._take(chunk)
-            if slow := pace.came(len(chunk)):
+
+        def came(count: int) -> None:
+            self._count(count)
+            if slow := pace.came(count):
                 raise Transient(self._error(slow))
 
-    def _take(self, chunk: bytes) -> None:
+        while self._reached < stop:
+            part = memoryview(self._chunk)[: min(_CHUNK, stop - self._at)]
+            count = answer.receive(part, came, patience.left)
+            self._take(part[:count])
+            if count < len(part):
+                raise Transient(self._error(f"the response ended after {self._at} of {self._end} bytes"))
+        if self._at == self._end and answer.has_more():
+            raise self._error(f"the server sends more than the {self._end} bytes it announced")
+
+    def _take(self, chunk: memoryview) -> None:
         new = chunk[max(0, self._reached - self._at) :]
         self._at += len(chunk)
-        if self._at > self._end:
-            raise self._error(f"the server sends more than the {self._end} bytes it announced")
         if not new:
             return
         self._reached = self._at
@@ -146,19 +149,20 @@ class ForwardStream:
             offset=offset,
         )
 
-    async def _open(self) -> None:
+    def _open(self, patience: Patience) -> Answer:
         conditions = self._identity.conditions if self._identity else {}
-        async with asyncio.timeout(self._network.connect_timeout + self._network.stall_timeout):
-            response, url = await self._requester.get({"Accept-Encoding": "identity", **conditions})
+        seconds = min(self._network.connect_timeout + self._network.stall_timeout, patience.left)
+        answer, url = self._requester.get({"Accept-Encoding": "identity", **conditions}, seconds)
         try:
-            self._check(response)
+            self._check(answer)
         except BaseException:
-            response.close()
+            answer.close()
             raise
         self._requester.remember(url)
-        self._response, self._at = response, 0
+        self._answer, self._at = answer, 0
+        return answer
 
-    def _check(self, response: aiohttp.ClientResponse) -> None:
+    def _check(self, response: Answer) -> None:
         text = f"HTTP {response.status} {response.reason or ''}".strip()
         if response.status in TRANSIENT:
             raise Transient(self._error(f"the server answers {text}"), retry_after(response.headers))
@@ -177,16 +181,11 @@ class ForwardStream:
         elif how := self._identity.difference(response.headers, int(length)):
             raise self._changed(how)
 
-    def _drop(self) -> None:
-        if self._response is not None:
-            self._response.close()
-            self._response = None
-
-    def _failure(self, error: Exception) -> Transient:
-        if isinstance(error, TimeoutError):
+    def _failure(self, error: LinkError) -> Transient:
+        if error.trouble == "silent":
             return Transient(self._error(f"no byte came within {self._network.stall_timeout:g} s"))
-        text = without_secrets(str(error) or type(error).__name__)
-        if isinstance(error, aiohttp.ClientPayloadError):
+        text = without_secrets(error.text)
+        if error.trouble == "ended":
             text = f"the response ended after {self._at} of {self._end} bytes"
         return Transient(self._error(f"cannot be read: {text}"))
 

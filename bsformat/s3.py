@@ -7,6 +7,7 @@ and, in a bucket that has versions, the version of the first answer.
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from .errors import (
     SourceChangedError,
     SourceError,
 )
-from .network import TRANSIENT, Network, Pace, Patience, Transient, retry_after, without_secrets
+from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .source import Buffer, checked, translated, within
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -34,17 +35,25 @@ _CONNECTION = frozenset({"HTTPClientError", "IncompleteRead", "IncompleteReadErr
 _CHUNK = 1 << 18
 
 
+class _Body:
+    """The bytes of one read, and how many of them are there."""
+
+    def __init__(self, offset: int, out: memoryview) -> None:
+        self.offset, self.out, self.done = offset, out, 0
+
+
 class S3Source:
     """An object of an S3 file system.
 
     Attributes:
         requests: GetObject calls made here; s3fs and botocore may repeat each of them.
-        bytes_received: bytes of bodies that came.
+        signals: what is noticed of the server.
     """
 
     def __init__(self, fs: Any, path: str, name: str, network: Network | None = None) -> None:
         self.name, self.network = name, network or Network()
-        self.requests = self.bytes_received = 0
+        self.requests = 0
+        self.signals = Signals(counts=True)
         self._fs = fs
         self._bucket, self._key, self._version = fs.split_path(path)
         self._etag: str | None = None
@@ -55,38 +64,51 @@ class S3Source:
         if not self._key:
             raise SourceError("is no file with a known size; name one .bstk file", where=self.name)
         self._etag, self._size = None, 0
-        data = self._run(0, length)
-        return checked(data, 0, min(length, self._size), self.name), self._size
+        data = bytearray(length)
+        came = self._run(0, memoryview(data))
+        return checked(data[:came], 0, min(length, self._size), self.name), self._size
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `bsformat.ByteSource.get`."""
+        data = bytearray(length)
+        self.get_into(offset, memoryview(data))
+        return data
+
+    def get_into(self, offset: int, out: memoryview) -> None:
+        """See `bsformat.source.FillingSource.get_into`."""
         if self._etag is not None:
-            within(offset, length, self._size, self.name)
-        return checked(self._run(offset, length), offset, length, self.name)
+            within(offset, len(out), self._size, self.name)
+        checked(out[: self._run(offset, out)], offset, len(out), self.name)
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of bodies that came."""
+        return self.signals.received
 
     def close(self) -> None:
         """Nothing to release: fsspec shares its file systems."""
 
-    def _run(self, offset: int, length: int) -> bytearray:
-        if length == 0:
-            return bytearray()
+    def _run(self, offset: int, out: memoryview) -> int:
+        """Fill ``out``; gives how many bytes there were, fewer where the object ends."""
+        if len(out) == 0:
+            return 0
+        patience = Patience(self.network, len(out))
         with translated(self.name):
-            data: bytearray = fsspec.asyn.sync(self._fs.loop, self._read, offset, length)
-            return data
+            return int(fsspec.asyn.sync(self._fs.loop, self._read, _Body(offset, out), patience))
 
-    async def _read(self, offset: int, length: int) -> bytearray:
-        patience, body, renewed = Patience(self.network, length), bytearray(), False
-        while len(body) < length:
-            before = len(body)
+    async def _read(self, body: _Body, patience: Patience) -> int:
+        offset, length, renewed = body.offset, len(body.out), False
+        while body.done < length:
+            before = body.done
             try:
                 async with asyncio.timeout(max(0.0, patience.left)) as limit:
-                    if await self._attempt(body, offset, length):
+                    if await self._attempt(body):
                         break
             except BstkError:
                 raise
             except Exception as error:
                 if limit.expired():
-                    raise patience.late(len(body), length).at(self.name) from None
+                    raise patience.late(body.done, length).at(self.name) from None
                 if self._etag is not None and isinstance(error, PermissionError):
                     if renewed:
                         raise self._expired(error) from None
@@ -96,18 +118,20 @@ class S3Source:
                 if self._etag is None and offset == 0 and _status(error) == 416:
                     self._size = 0
                     break
-                failure = self._meaning(error, offset + len(body))
-                await patience.wait(failure, len(body) - before, answered=self._etag is not None)
-        return body
+                failure = self._meaning(error, offset + body.done)
+                if failure.pressed:
+                    self.signals.set_back()
+                await patience.wait(failure, body.done - before, answered=self._etag is not None)
+        return body.done
 
     async def _renew(self) -> None:
         """Credentials anew, from where s3fs takes them; and no version, which takes a permission of its own to ask."""
         self._version = None
         await self._fs.set_session(refresh=True)
 
-    async def _attempt(self, body: bytearray, offset: int, length: int) -> bool:
+    async def _attempt(self, body: _Body) -> bool:
         """Add what one answer brings; whether the object ends there."""
-        start, stop = offset + len(body), offset + length
+        start, stop, began = body.offset + body.done, body.offset + len(body.out), time.monotonic()
         pins = {"VersionId": self._version, "IfMatch": self._etag}
         self.requests += 1
         async with asyncio.timeout(self.network.connect_timeout + self.network.stall_timeout):
@@ -121,6 +145,7 @@ class S3Source:
         stream = answer["Body"]
         try:
             got, ends = self._check(answer, start, stop)
+            self.signals.answered_in(time.monotonic() - began)
             pace, came = Pace(self.network), 0
             while True:
                 async with asyncio.timeout(self.network.stall_timeout):
@@ -128,13 +153,14 @@ class S3Source:
                 if not chunk:
                     break
                 came += len(chunk)
-                self.bytes_received += len(chunk)
+                self.signals.came(len(chunk))
                 if came > got:
-                    del body[start - offset :]  # nothing of it is trusted
+                    body.done = start - body.offset  # nothing of it is trusted
                     self._unsound(ShortReadError, f"more than the {got} bytes announced came", start)
-                body += chunk
+                body.out[body.done : body.done + len(chunk)] = chunk
+                body.done += len(chunk)
                 if slow := pace.came(len(chunk)):
-                    raise Transient(SourceError(slow, where=self.name, offset=start))
+                    raise Transient(SourceError(slow, where=self.name, offset=start), pressed=True)
         finally:
             stream.close()
         if came < got:
@@ -187,13 +213,15 @@ class S3Source:
             if status == 404 and self._etag is not None:
                 raise NotFoundError(f"it was there when it was opened, and is gone ({text})", where=self.name)
             if status in TRANSIENT or code in _PASSING:
-                return Transient(failure, retry_after(meta.get("HTTPHeaders", {})))
+                return Transient(failure, retry_after(meta.get("HTTPHeaders", {})), pressed=True)
             raise error
         names = {kind.__name__ for kind in type(error).__mro__}
         if "SSLError" in names:
             raise SourceError(f"the server's certificate is not trusted ({text}): check the endpoint", where=self.name)
         if isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError) or names & _CONNECTION:
-            return Transient(failure, unreachable="EndpointConnectionError" in names)
+            unreachable = "EndpointConnectionError" in names
+            pressed = unreachable or isinstance(error, TimeoutError) or "ReadTimeoutError" in names
+            return Transient(failure, unreachable=unreachable, pressed=pressed)
         raise error
 
     def _unsound(self, kind: type[SourceError], text: str, offset: int) -> NoReturn:

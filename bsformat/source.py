@@ -20,7 +20,7 @@ from .errors import (
     SourceChangedError,
     SourceError,
 )
-from .network import Network, without_secrets
+from .network import Network, Signals, without_secrets
 
 Buffer = bytes | bytearray | memoryview
 #: Connections to one S3 endpoint, unless the storage options say otherwise.
@@ -52,6 +52,37 @@ class ByteSource(Protocol):
     def close(self) -> None:
         """Release what is held open."""
         ...
+
+
+@runtime_checkable
+class FillingSource(ByteSource, Protocol):
+    """A source that reads into memory of the caller."""
+
+    def get_into(self, offset: int, out: memoryview) -> object:
+        """Fill ``out`` with the bytes from ``offset``.
+
+        Returns:
+            True if the blocks in it were all compared with their digests; anything else if not.
+
+        Raises:
+            SourceError: as `get`; what is in ``out`` then means nothing.
+        """
+        ...
+
+
+def signals_of(source: ByteSource) -> Signals:
+    """What a source notices of its server; of one that notices nothing, nothing."""
+    signals = getattr(source, "signals", None)
+    return signals if isinstance(signals, Signals) else Signals()
+
+
+def fill(source: ByteSource, offset: int, out: memoryview) -> bool:
+    """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared."""
+    get_into = getattr(source, "get_into", None)  # cheaper than asking for the protocol at every range
+    if get_into is not None:
+        return get_into(offset, out) is True
+    out[:] = checked(source.get(offset, len(out)), offset, len(out), source.name)
+    return False
 
 
 class MemorySource:
@@ -102,16 +133,21 @@ class FileSource:
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`; a file that is written to in between is refused."""
         out = bytearray(length)
-        view, done = memoryview(out), 0
+        self.get_into(offset, memoryview(out))
+        return out
+
+    def get_into(self, offset: int, out: memoryview) -> None:
+        """See `FillingSource.get_into`."""
+        done = 0
         with translated(self.name):
-            while done < length:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
+            while done < len(out):
+                count = os.preadv(self._fd, [out[done:]], offset + done)
                 if count == 0:
                     break
                 done += count
             if self._stat() != self._identity:
                 raise SourceChangedError("the file was written to while it was read; open it again", where=self.name)
-        return checked(out if done == length else view[:done], offset, length, self.name)
+        checked(out[:done], offset, len(out), self.name)
 
     def close(self) -> None:
         """Close the file."""
@@ -169,6 +205,10 @@ def open_source(
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
         return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+    if scheme in ("http", "https", "s3", "s3a") and (network or Network()).backend == "obstore":
+        from .obstore_source import open_store
+
+        return open_store(name, network or Network(), storage_options)
     if scheme in ("s3", "s3a"):
         # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
         given = storage_options.get("config_kwargs") or {}

@@ -2,7 +2,8 @@
 
 import threading
 
-from .source import Buffer, ByteSource
+from .network import Signals
+from .source import Buffer, ByteSource, fill, signals_of
 
 
 class CountedSource:
@@ -11,12 +12,14 @@ class CountedSource:
     Attributes:
         requests: calls that asked the source for bytes.
         bytes_read: bytes that they returned.
+        fills: whether the source itself reads into memory of the caller.
     """
 
     def __init__(self, source: ByteSource) -> None:
         self.name = source.name
         self.requests = 0
         self.bytes_read = 0
+        self.fills = hasattr(source, "get_into")
         self._source = source
         self._lock = threading.Lock()
 
@@ -31,6 +34,17 @@ class CountedSource:
         data = self._source.get(offset, length)
         self._count(len(data))
         return data
+
+    def get_into(self, offset: int, out: memoryview) -> bool:
+        """See `bsformat.source.FillingSource.get_into`."""
+        compared = fill(self._source, offset, out)
+        self._count(len(out))
+        return compared
+
+    @property
+    def signals(self) -> Signals:
+        """What the source notices of its server."""
+        return signals_of(self._source)
 
     def close(self) -> None:
         """Close the source."""

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from .block import Span
-from .container import Container, open_container
+from .container import Container
 from .errors import FormatError
 from .network import Network
+from .opening import open_container
 from .source import ByteSource
 
 #: Bytes read and checked at a time.

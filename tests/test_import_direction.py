@@ -36,7 +36,7 @@ EXCEPTIONS = {name: frozenset({"loader"}) for name in ("bitstack/api.py", "bitst
 
 # Folder -> third-party packages that it may import; a folder not listed may import whatever pyproject.toml declares.
 THIRD_PARTY = {
-    "bsformat": frozenset({"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp", "yarl"}),
+    "bsformat": frozenset({"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp", "yarl", "obstore"}),
     "kernels": frozenset({"torch", "numpy", "triton", "numba", "llvmlite"}),
     "loader": frozenset({"torch", "tqdm"}),
 }

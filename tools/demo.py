@@ -27,9 +27,9 @@ from bsformat.errors import ModelError
 
 from .console import number, printable, quiet_libraries, reporter, table
 from .ending import ended
-from .options import size
 from .page import page
 from .serve_ranges import RangeServer
+from .values import size
 
 if TYPE_CHECKING:
     from bitstack.text import Windows

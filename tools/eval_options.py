@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .options import add_kernels, add_device, add_source, sizes, whole
+from .options import add_device, add_kernels, add_source
+from .values import sizes, whole
 
 #: Names of `bitstack.tools.evaluation.baselines.BASELINES`, repeated because asking it would import torch; a test
 #: compares them.

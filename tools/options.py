@@ -1,87 +1,14 @@
-"""The options of every command, and the values that they take. Imports nothing heavy."""
+"""The options of every command. Imports nothing heavy."""
 
 import argparse
-import json
-import math
-from collections.abc import Callable
 from typing import Any
 
-from bitstack.fields import Kind, Switch, shown
+from bitstack.fields import Switch, shown
 from bitstack.recipe import recipe_settings
-from bsformat import BstkError, Network, parse_size
+from bsformat import Network, format_size
+from bsformat.network import BACKENDS, MEMORY_BYTES
 
-
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from ``low`` to ``high``, both included."""
-    span = f"from {low} to {high}" if high is not None else f"of at least {low}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {span}")
-        return value
-
-    return parse
-
-
-def positive(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """A finite number from 0."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
-
-
-def size(text: str) -> str:
-    """A size, checked and left as it was written: a percentage means nothing before the file is open."""
-    if text != "auto":
-        try:
-            parse_size(text, 100)
-        except BstkError as error:
-            raise argparse.ArgumentTypeError(error.message) from None
-    return text
-
-
-def exact(text: str) -> str:
-    """A size that does not depend on a device."""
-    if text == "auto":
-        raise argparse.ArgumentTypeError("auto asks a device: name a size, as 80MiB or 60%")
-    return size(text)
-
-
-def sizes(text: str) -> list[str]:
-    """Several sizes, separated by commas."""
-    return [size(part.strip()) for part in text.split(",")]
-
-
-def root(text: str) -> str:
-    """A root digest."""
-    value = text.strip().lower()
-    if len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no root digest: 64 hexadecimal digits, as bstk inspect prints")
-    return value
-
-
-def storage_option(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` for fsspec; the value is read as JSON if it is JSON, else it is text."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+from .values import exact, memory, not_negative, positive, root, setting, size, storage_option, whole
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +30,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """How long to wait for a server, and how often to ask again."""
-    usual = Network()
+    # What the environment says is asked for when it is needed: it may be wrong, and help is given all the same.
+    usual = Network(memory=MEMORY_BYTES, backend=BACKENDS[0])
     add = parser.add_argument_group("over http(s) and s3").add_argument
     add(
         "--allow-stream",
@@ -119,6 +47,18 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     ):
         value = getattr(usual, flag.replace("-", "_"))
         add(f"--{flag}", type=kind, metavar=unit, default=value, help=f"{meaning} (default: %(default)g)")
+    add(
+        "--memory",
+        type=memory,
+        metavar="SIZE",
+        help="host memory for what is being read, beside what stays; local files too "
+        f"(default: $BSTK_MEMORY, else {format_size(MEMORY_BYTES)})",
+    )
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help=f"what reads: obstore needs the extra of that name (default: $BSTK_BACKEND, else {BACKENDS[0]})",
+    )
 
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +70,7 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
         stall_timeout=args.stall_timeout,
         minimum_rate=args.minimum_rate,
         allow_stream=args.allow_stream,
+        **{name: value for name in ("memory", "backend") if (value := getattr(args, name)) is not None},
     )
     return {"network": network, **dict(args.storage_options)}
 
@@ -187,18 +128,6 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
         # A flag that is not there must not override what a recipe says, so it leaves no attribute.
         meaning = f"{item.meaning} (default: {shown(item.value)})".replace("%", "%%")
         groups[section].add_argument(item.flag, dest=item.path, default=argparse.SUPPRESS, help=meaning, **shape)
-
-
-def setting(kind: Kind) -> Callable[[str], Any]:
-    """A type for argparse: what a field of a recipe may be."""
-
-    def parse(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind.expected}") from None
-
-    return parse
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:

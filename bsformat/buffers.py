@@ -1,0 +1,93 @@
+"""Memory for what is read: reused, and never more than a bound."""
+
+import mmap
+from typing import Final
+
+#: What is mapped is a multiple of this.
+_GRAIN: Final = 1 << 16
+
+
+class Lease:
+    """Some of the bytes of a `Buffers`.
+
+    Attributes:
+        view: of the length that was asked for, or None where only the count matters.
+        cost: bytes that it counts for.
+    """
+
+    __slots__ = ("_memory", "cost", "view")
+
+    def __init__(self, memory: mmap.mmap | None, length: int, cost: int) -> None:
+        self._memory, self.cost = memory, cost
+        self.view = None if memory is None else memoryview(memory)[:length]
+
+
+class Buffers:
+    """Hands out buffers of at most ``bound`` bytes in all, those that are kept for reuse included. Not for threads.
+
+    They are mapped, not taken from the heap: where they end, the system has them back, and what is written to again
+    and again costs no new pages.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.used = self.most_used = 0
+        self._idle: list[mmap.mmap] = []
+
+    def take(self, length: int, extra: int, usual: int, *, mapped: bool) -> Lease | None:
+        """A buffer, or None while there is no room for it. When nothing else is taken there is always room.
+
+        Args:
+            extra: bytes that come to be held beside it.
+            usual: a length that will be asked for often.
+            mapped: whether there is to be memory; else the bytes are only counted.
+        """
+        memory = self._fitting(length) if mapped else None
+        size = len(memory) if memory is not None else length
+        if memory is None and mapped:
+            # For the next one too, which may be a little longer.
+            size = -(-max(length, usual if 2 * length > usual else 0) // _GRAIN) * _GRAIN
+            if self.used + size + extra > self.bound:
+                size = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+        cost = size + extra
+        if self.used and self.used + cost > self.bound:
+            if memory is not None:
+                self._idle.append(memory)
+            return None
+        while self._idle and self.used + cost + sum(map(len, self._idle)) > self.bound:
+            self._idle.pop(0)
+        if memory is None and mapped:
+            memory = mmap.mmap(-1, max(size, 1))
+        self.used += cost
+        self.most_used = max(self.most_used, self.used)
+        return Lease(memory, length, cost)
+
+    def give(self, lease: Lease) -> None:
+        """Take back a buffer; nobody may use it any more. One that somebody looks at still is theirs from then on."""
+        self.used -= lease.cost
+        memory, view, lease._memory, lease.view = lease._memory, lease.view, None, None
+        if view is not None:
+            view.release()
+        if memory is not None and _is_free(memory):
+            self._idle.append(memory)
+            while self._idle and self.used + sum(map(len, self._idle)) > self.bound:
+                self._idle.pop(0)
+
+    def _fitting(self, length: int) -> mmap.mmap | None:
+        best = None
+        for i in reversed(range(len(self._idle))):  # what was used last may still be in the processor's caches
+            memory = self._idle[i]
+            if length <= len(memory) <= 2 * length + _GRAIN and (best is None or len(memory) < len(self._idle[best])):
+                best = i
+        return None if best is None else self._idle.pop(best)
+
+
+def _is_free(memory: mmap.mmap) -> bool:
+    """Whether there is no view of some memory: only then Python lets it be resized."""
+    try:
+        memory.resize(len(memory))
+    except BufferError:
+        return False
+    except (SystemError, OSError, ValueError):  # a system that resizes nothing: it got as far as trying
+        return True
+    return True

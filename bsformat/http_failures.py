@@ -1,0 +1,52 @@
+"""What goes wrong with an object over HTTP, and which of it may pass."""
+
+import yarl
+
+from .answers import Answer, LinkError
+from .errors import RangeError, SourceError
+from .network import Transient, without_secrets
+
+
+class Refused(Exception):
+    """The server says no to this URL; another one may do."""
+
+    def __init__(self, error: SourceError, url: yarl.URL) -> None:
+        super().__init__(error.message)
+        self.error, self.url = error, url
+
+
+class IgnoresRangesError(RangeError):
+    """A 200 to a request for a range."""
+
+
+def is_empty(answer: Answer) -> bool:
+    """Whether the object has no bytes, and so no range: servers answer 200 or 416 then."""
+    if answer.status == 416:
+        return answer.headers.get("Content-Range", "").strip() == "bytes */0"
+    return answer.status == 200 and answer.headers.get("Content-Length") == "0"
+
+
+def failure_of(error: LinkError, stall_timeout: float, where: str, offset: int) -> Transient:
+    """What an error of the connection at byte ``offset`` means.
+
+    Raises:
+        SourceError: it will not pass.
+    """
+    text = without_secrets(error.text)
+    if error.trouble == "certificate":
+        raise SourceError(
+            f"the server's certificate is not trusted ({text}): check the URL and this machine's certificates",
+            where=where,
+        )
+    if error.trouble == "url":
+        raise SourceError(f"no usable URL: {text}", where=where)
+    if error.trouble == "silent":
+        text = f"no answer, or no byte of it, within {stall_timeout:g} s"
+    elif error.trouble == "ended":
+        text = f"the response ended before its end, after byte {offset}"
+    unreachable = error.trouble == "unreachable"
+    return Transient(
+        SourceError(f"cannot be read: {text}", where=where, offset=offset),
+        unreachable=unreachable,
+        pressed=unreachable or error.trouble == "silent",
+    )

@@ -1,0 +1,40 @@
+"""From a path or URI to an open container."""
+
+import os
+from typing import Any
+
+from .cache import BlockCache
+from .cache_place import choose_cache
+from .container import Container
+from .network import Network
+from .source import ByteSource, open_source
+
+
+def open_container(
+    uri: str | os.PathLike[str] | ByteSource,
+    *,
+    root: str | None = None,
+    network: Network | None = None,
+    cache: BlockCache | bool = True,
+    **storage_options: Any,
+) -> Container:
+    """Open a ``.bstk`` file in at most two reads.
+
+    Args:
+        uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
+        root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
+        network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
+        cache: where blocks of remote files are kept on this machine; True: the user's cache (`default_cache`) for URIs
+            of a network protocol, none for anything else; False: none.
+        storage_options: given to the fsspec file system.
+
+    Raises:
+        SourceError: it cannot be read. FormatError: it is no valid file, or not the one of that root.
+    """
+    memory = (network or Network()).memory
+    source = open_source(uri, network=network, **storage_options)
+    try:
+        return Container(source, root=root, cache=choose_cache(cache, uri), memory=memory)
+    except BaseException:
+        source.close()
+        raise
