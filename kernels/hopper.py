@@ -1,6 +1,6 @@
 """y = x·Wᵀ for few tokens on compute capability 9.0, whose tensor cores multiply signs as the single bits they are.
 
-The kernels are CUDA C++, `hopper.cu`: Triton knows no products of bits. This module prepares and launches them.
+The kernels are CUDA C++, `hopper_*.cu`: Triton knows no products of bits. This module prepares and launches them.
 """
 
 import ctypes
@@ -27,6 +27,8 @@ _SHARED_BYTES: Final = 216 << 10
 _STAGE_BYTES: Final = 8192
 _U_BYTES: Final = 8 * (TILE * 32 + 16)
 _THREADS: Final = 384
+_PARTS: Final = ("common", "units", "scale", "multiply")
+"""Of the source, in this order."""
 _SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -86,7 +88,8 @@ class _Variant:
             f': {operands} : "l"(a), "l"(b), "r"((int)(add)))'
         )
         defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
-        return f"{defined}\n{product}\n{files(__package__).joinpath('hopper.cu').read_text()}"
+        texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in _PARTS]
+        return "\n".join([defined, product, *texts])
 
 
 @cache

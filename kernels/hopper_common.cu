@@ -1,0 +1,103 @@
+// y = x·Wᵀ for one or two tokens on NVIDIA GPUs of compute capability 9.0, where a matrix product of single bits runs on
+// the tensor cores as fast as one of bytes does, and takes eight times the columns.
+//
+// Signs stay the bits that they are in the file. Z = diag(x·col_scale)·V becomes whole numbers of BITS bits, which share a
+// step in a slice of columns and a column of V; each of their bits is a column of the right factor. The product counts
+// where both bits are set; the counts, times the values of the bits, make Σ Z over the set signs, exactly.
+//
+// `scale_input` makes Z. `multiply` begins while it runs, and brings signs to shared memory before there is any Z. Its
+// programs take units of work, tiles of rows of a segment in a slice of columns. The last one that adds to a tile of rows
+// sums what all of them left, in one order, so that the same input gives the same bits.
+//
+// Here is what all parts share; `hopper_units.cu`, `hopper_scale.cu` and `hopper_multiply.cu` follow. `hopper.py` prepends:
+// BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2), BFLOAT (x and y are bfloat16, not float16), STAGES (of the
+// ring of signs), Z_BUFFERS, SIGN8 and the fields of a row of the table, and WGMMA.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define N (BITS * RANKS)
+#define SLICE 2048             // columns
+#define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a stage of the ring
+#define TILE 64                // rows
+#define STAGE (TILE * 128)     // bytes
+#define Z_TILE (N * 128)       // bytes of Z of half a slice and a token
+#define Z_HALF (TOKENS * Z_TILE)
+#define Z_BYTES (HALVES * Z_HALF)
+// After the bits: the step of each column of V, and the sums of the whole numbers of each 128 columns.
+#define PARTS (SLICE / 128)
+#define Z_TAIL (4 * TOKENS * RANKS * (1 + PARTS))
+#define Z_ALL (Z_BYTES + Z_TAIL)
+#define Z_SPACE ((Z_ALL + 1023) / 1024 * 1024)
+#define V_GROUPS (SLICE / 256) // of columns, of which the largest of V is known
+#define SCALERS (128 * RANKS / 4)
+#define U_BYTES (TILE * 32 + 16)
+#define U_SLOTS 8
+#define TOP ((float)((1 << (BITS - 1)) - 1))
+#define THREADS 384
+#define STEP (TOKENS == 1 ? 2 : 1)
+#define KNOWN 32               // rows of the table that are kept in shared memory
+
+struct Args {
+    const u16* x;
+    const void* row_scale;
+    const void* col_scale;
+    const void* bias;
+    const i64* table;
+    const int* counts;
+    const u8* maps;
+    u8* z;
+    float* partial;
+    int* arrived;
+    u16* y;
+    int rows, chain_rows, columns, col_stride, n_chains, capacity, tiles, slices;
+    int row_type, col_type, bias_type;
+};
+
+__device__ inline float half_value(u16 h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
+__device__ inline float bfloat_value(u16 h) { return __uint_as_float((u32)h << 16); }
+__device__ inline float narrow_value(u16 h) { return BFLOAT ? bfloat_value(h) : half_value(h); }
+__device__ inline u16 narrow(float f) {
+    u16 h;
+    if (BFLOAT) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+// Two float8_e4m3 as two float16.
+__device__ inline u32 wide(u16 bytes) { u32 both; asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(both) : "h"(bytes)); return both; }
+__device__ inline float byte_value(u8 b) { return half_value((u16)wide(b)); }
+// TYPE: 0 float32, 1 float16, 2 bfloat16.
+__device__ inline float typed_value(const void* p, i64 at, int type) {
+    if (type == 0) return ((const float*)p)[at];
+    const u16 h = ((const u16*)p)[at];
+    return type == 1 ? half_value(h) : bfloat_value(h);
+}
+
+__device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+__device__ inline void barrier_init(u32 b, int n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(b), "r"(n)); }
+__device__ inline void barrier_arrive(u32 b) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(b) : "memory"); }
+__device__ inline void barrier_expect(u32 b, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+}
+__device__ inline void barrier_wait(u32 b, u32 phase) {
+    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(b), "r"(phase)
+                 : "memory");
+}
+__device__ inline void wait_for_input() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void bulk_copy(u32 to, const u8* from, int bytes, u32 b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(b)
+                 : "memory");
+}
+
+__device__ inline int rows_of(const Args& a, int chain) { return min(a.chain_rows, a.rows - chain * a.chain_rows); }
+__device__ inline int tiles_of(const Args& a, int chain) { return (rows_of(a, chain) + TILE - 1) / TILE; }
+__device__ inline int halves_of(const Args& a, int slice) { return min(HALVES, (a.columns - slice * SLICE + 1023) / 1024); }
+// Where the share of a program begins, and how many there are in it.
+__device__ inline int share(int total, int& count) {
+    if (total == 0) return count = 0;
+    const int programs = gridDim.x, program = blockIdx.x, each = (int)((u32)total / (u32)programs), more = total - each * programs;
+    count = each + (program < more);
+    return program * each + min(program, more);
+}
