@@ -19,7 +19,7 @@ from .metadata import Attachment
 from .registry import ALIGNMENT
 
 #: Bytes read at a time, and the most that is read without need, so as not to ask twice.
-SPAN: Final = 8 << 20
+SPAN: Final = 4 << 20
 GAP: Final = 1 << 18
 
 #: How the blocks of the new file are stored: as they were; as when resident; with zstd where that saves something.
@@ -56,8 +56,9 @@ def checked_blocks(
             block = container.block(number)
             at = block.offset - span.offset
             end = at + block.stored
-            yield block, view[at:end], container.decode_block(block, view[at:end])
             container.check_zero(view[end : end + -end % ALIGNMENT], span.offset + end)
+            yield block, view[at:end], container.decode_block(block, view[at:end])
+        del view  # before the next range takes its memory
 
 
 def copy_blocks(container: Container, progress: Callable[[int], object]) -> EmitBlocks:
@@ -70,6 +71,7 @@ def copy_blocks(container: Container, progress: Callable[[int], object]) -> Emit
             out.seek(place[block.offset])
             out.write(data)
             progress(len(data))
+            del data, _  # they hold the range that the block came in
 
     return write
 
@@ -92,6 +94,7 @@ def recode(
         made[block.number] = Stored(replace(block.form, codec=name), out.tell(), len(data), block.length, digest)
         out.write(data)
         progress(len(stored))
+        del stored, payload, data  # they hold the range that the block came in
     return made
 
 

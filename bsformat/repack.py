@@ -91,7 +91,7 @@ def repack(
     Raises:
         SourceError, FormatError: as `bsformat.open`, or a block is damaged. BudgetError: the budget is no size, or
             below the required blocks. RepackError: order, losses, levels or codec are not what they can be.
-            WriteError: the output cannot be written. In any case nothing is left behind, and an output that was there stays.
+            WriteError: the output cannot be written. Nothing is left behind then, and an output that was there stays.
     """
     path = os.fspath(output)
     with ExitStack() as stack:
