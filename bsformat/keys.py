@@ -26,10 +26,12 @@ def sign_bytes(private_key: bytes, data: bytes, password: bytes | None, where: s
     except (ValueError, TypeError) as error:
         if "password" in str(error).lower():
             what = "needs a password" if password is None else "is not encrypted, or the password is not its own"
-            raise _bad(f"the private key {what}; BSTK_KEY_PASSWORD gives it", where) from None
-        raise _bad("not a private key in PEM: make one with openssl ecparam -name prime256v1 -genkey", where) from None
+            raise _unusable(f"the private key {what}; BSTK_KEY_PASSWORD gives it", where) from None
+        raise _unusable(
+            "not a private key in PEM: make one with openssl ecparam -name prime256v1 -genkey", where
+        ) from None
     except Exception as error:
-        raise _bad(f"the private key cannot be used: {error}", where) from None
+        raise _unusable(f"the private key cannot be used: {error}", where) from None
     _check(key, ec.EllipticCurvePrivateKey, where)
     signature: bytes = key.sign(data, ec.ECDSA(_hash(key, hashes)))
     return signature, _hint(key.public_key(), serialization)
@@ -53,11 +55,11 @@ def check_bytes(public_key: bytes, data: bytes, signature: bytes, hint: str, whe
     try:
         key = serialization.load_pem_public_key(public_key)
     except Exception:
-        raise _bad("not a public key in PEM: openssl ec -in KEY -pubout makes it", where) from None
+        raise _unusable("not a public key in PEM: openssl ec -in KEY -pubout makes it", where) from None
     _check(key, ec.EllipticCurvePublicKey, where)
     own = _hint(key, serialization)
     if hint and hint != own:
-        raise _bad(f"made with another key: it names {hint[:16]}…, the public key is {own[:16]}…", signed)
+        raise _unusable(f"made with another key: it names {hint[:16]}…, the public key is {own[:16]}…", signed)
     try:
         key.verify(signature, data, ec.ECDSA(_hash(key, hashes)))
     except invalid:
@@ -80,10 +82,10 @@ def _hash(key: Any, hashes: Any) -> Any:
 def _check(key: Any, kind: type, where: str) -> None:
     if not isinstance(key, kind) or key.curve.name not in _CURVES:  # type: ignore[attr-defined]
         what = getattr(getattr(key, "curve", None), "name", type(key).__name__)
-        raise _bad(f"a key of {what}; keys are elliptic curves P-256, P-384 or P-521", where)
+        raise _unusable(f"a key of {what}; keys are elliptic curves P-256, P-384 or P-521", where)
 
 
-def _bad(message: str, where: str) -> SignatureError:
+def _unusable(message: str, where: str) -> SignatureError:
     return SignatureError(message, where=where, reason="signature-key")
 
 

@@ -99,13 +99,13 @@ def read_bundle(data: bytes, where: str) -> Envelope:
     _expect(bundle, "mediaType", BUNDLE_TYPE, where)
     material = _member(bundle, "verificationMaterial", dict, where)
     if "publicKey" not in material:
-        raise _bad("it was made with a certificate, not with a key: verify it with model_signing", where)
+        raise _malformed("it was made with a certificate, not with a key: verify it with model_signing", where)
     hint = _member(material, "publicKey", dict, where).get("hint") or ""
     envelope = _member(bundle, "dsseEnvelope", dict, where)
     _expect(envelope, "payloadType", PAYLOAD_TYPE, where)
     signatures = _member(envelope, "signatures", list, where)
     if len(signatures) != 1 or not isinstance(signatures[0], dict) or not isinstance(hint, str):
-        raise _bad("it has not exactly one signature of one key", where)
+        raise _malformed("it has not exactly one signature of one key", where)
     return Envelope(_base64(envelope, "payload", where), _base64(signatures[0], "sig", where), hint)
 
 
@@ -122,14 +122,14 @@ def read_statement(payload: bytes, where: str) -> Statement:
     predicate = _member(value, "predicate", dict, where)
     resource = _only(_member(predicate, "resources", list, where), "resource", where)
     if MEMBER not in predicate:
-        raise _bad(
+        raise _malformed(
             "it is sound, but names no root: verify it with model_signing, or sign the file with bstk sign", where
         )
     root = _hex(_member(predicate, MEMBER, dict, where), "root", where)
     _expect(resource, "algorithm", "sha256", where)
     sha256 = _hex(resource, "digest", where)
     if _hex(_member(subject, "digest", dict, where), "sha256", where) != _subject(sha256):
-        raise _bad("its subject is not what its resources make", where)
+        raise _malformed("its subject is not what its resources make", where)
     return Statement(_member(subject, "name", str, where), root, sha256)
 
 
@@ -148,42 +148,42 @@ def _json(data: bytes, what: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise _bad(f"{what} is no JSON ({str(error) or type(error).__name__})", where) from None
+        raise _malformed(f"{what} is no JSON ({str(error) or type(error).__name__})", where) from None
     if not isinstance(value, dict):
-        raise _bad(f"{what} is no JSON object", where)
+        raise _malformed(f"{what} is no JSON object", where)
     return value
 
 
 def _member(value: dict[str, Any], name: str, kind: type, where: str) -> Any:
     if not isinstance(value.get(name), kind):
-        raise _bad(f"{name} is not there, or no {kind.__name__}", where)
+        raise _malformed(f"{name} is not there, or no {kind.__name__}", where)
     return value[name]
 
 
 def _only(items: list[Any], name: str, where: str) -> dict[str, Any]:
     if len(items) != 1 or not isinstance(items[0], dict):
-        raise _bad(f"it does not name exactly one {name}", where)
+        raise _malformed(f"it does not name exactly one {name}", where)
     return items[0]
 
 
 def _expect(value: dict[str, Any], name: str, expected: str, where: str) -> None:
     if value.get(name) != expected:
-        raise _bad(f"{name} is {value.get(name)!r}, expected {expected!r}", where)
+        raise _malformed(f"{name} is {value.get(name)!r}, expected {expected!r}", where)
 
 
 def _base64(value: dict[str, Any], name: str, where: str) -> bytes:
     try:
         return base64.b64decode(_member(value, name, str, where), validate=True)
     except (binascii.Error, ValueError):
-        raise _bad(f"{name} is no base64", where) from None
+        raise _malformed(f"{name} is no base64", where) from None
 
 
 def _hex(value: dict[str, Any], name: str, where: str) -> str:
     text: str = _member(value, name, str, where)
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise _bad(f"{name} is not 64 hexadecimal digits", where)
+        raise _malformed(f"{name} is not 64 hexadecimal digits", where)
     return text
 
 
-def _bad(message: str, where: str) -> SignatureError:
+def _malformed(message: str, where: str) -> SignatureError:
     return SignatureError(f"not a signature that can be read: {message}", where=where, reason="signature-format")
