@@ -5,7 +5,8 @@ import argparse
 from bsformat.arrange import ORDERS
 from bsformat.copying import CODECS
 
-from .options import add_source, exact, whole
+from .options import add_source
+from .values import exact, whole
 
 
 def add_repack(parser: argparse.ArgumentParser) -> None:
