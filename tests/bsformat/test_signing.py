@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import bsformat
 from bsformat import BstkError, MemorySource
@@ -301,6 +303,37 @@ def set_at(*path: Any, value: object) -> Callable[[Json], None]:
 def test_a_bundle_that_is_none(signature: Path, keys: Path, change: Callable[[Json], None]) -> None:
     data = resigned(payload_of(signature), keys, change)
     assert refused(data, keys / "p256.pub").reason == "signature-format"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value within a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_value_anywhere_is_refused_or_changes_nothing(signature: Path, keys: Path, data: st.DataObject) -> None:
+    signed = bsformat.read_signature(signature, keys / "p256.pub")
+    bundle, payload = json.loads(signature.read_bytes()), payload_of(signature)
+    inside = data.draw(st.booleans())
+    target = payload if inside else bundle
+    set_at(*data.draw(st.sampled_from(list(places(target)))), value=data.draw(VALUES))(target)
+    changed = resigned(payload, keys) if inside else json.dumps(bundle).encode()
+    try:
+        found = bsformat.read_signature(MemorySource(changed), keys / "p256.pub")
+    except SignatureError:
+        return
+    assert (found.root, found.sha256) == (signed.root, signed.sha256)
 
 
 def test_a_signature_that_is_empty(signature: Path, keys: Path) -> None:
