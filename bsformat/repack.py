@@ -73,8 +73,9 @@ def repack(
     """Write the blocks of a file into another one: reordered, fewer, or stored otherwise.
 
     A prefix file is taken for what it holds: the output is a whole file of those blocks. The output may be the source.
-    Every block is checked in full on its way. Memory holds a few megabytes and the largest block, whatever the size of
-    the file; with another codec a nameless file beside the output holds the blocks until the head is known.
+    Every block is checked in full on its way. Beside the head, memory holds a few megabytes and the largest block,
+    whatever the size of the file; with another codec a nameless file beside the output holds the blocks until
+    the head is known.
 
     Args:
         order: ``file`` as it is, ``worth`` by worth per byte, ``average`` level by level, by worth within a level. By
