@@ -8,9 +8,9 @@ import torch
 
 from bsformat import Form, Tensor, Writer
 from bsformat.errors import ModelError
+from bsformat.order import order_by_worth
 
 from .blocks import Blocks
-from .order import order_by_worth
 from .outline import Outline, Tensors
 from .progress import Advance
 from .recipe import Options, Recipe

@@ -19,6 +19,8 @@ from .metadata import Attachment, Curve, Form, Metadata, Tensor
 from .network import Network
 from .opening import open_container as open
 from .plan import Plan
+from .repack import Repacked, repack
+from .signing import Signed, read_signature, sign
 from .source import ByteSource, FileSource, FsspecSource, MemorySource
 from .units import format_size, parse_size
 from .verify import Report, verify
@@ -43,7 +45,9 @@ __all__ = [
     "Network",
     "Plan",
     "Reading",
+    "Repacked",
     "Report",
+    "Signed",
     "Span",
     "Tensor",
     "Writer",
@@ -54,6 +58,9 @@ __all__ = [
     "format_size",
     "open",
     "parse_size",
+    "read_signature",
+    "repack",
     "rewrite",
+    "sign",
     "verify",
 ]

@@ -15,6 +15,8 @@
     ├── BudgetError            a budget that cannot be read, or is below the minimum of the file
     ├── ModelError             a model that cannot be packed, or built from a container
     ├── ResizeError            a resize that was called off, or did not come to its end
+    ├── RepackError            what a repack was asked for does not fit the file
+    ├── SignatureError         a signature that cannot be made, or does not hold
     ├── RecipeError            a recipe that is not there, or says what a recipe cannot say
     └── WriteError             the output could not be written; nothing is left behind
 
@@ -33,8 +35,10 @@ __all__ = [
     "NotFoundError",
     "RangeError",
     "RecipeError",
+    "RepackError",
     "ResizeError",
     "ShortReadError",
+    "SignatureError",
     "SourceChangedError",
     "SourceError",
     "TruncatedError",
@@ -169,6 +173,18 @@ class ResizeError(BstkError):
     """A resize that was called off, or could not come to its end."""
 
     default_reason = "resize"
+
+
+class RepackError(BstkError):
+    """What a repack was asked for does not fit the file."""
+
+    default_reason = "repack-invalid"
+
+
+class SignatureError(BstkError):
+    """A signature that cannot be made, or does not hold."""
+
+    default_reason = "signature-invalid"
 
 
 class RecipeError(BstkError):

@@ -5,56 +5,24 @@ largest block. The output appears under its name complete or not at all.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import blake3
-import numpy as np
 
-from . import codec, metadata, metadata_reader, payload, registry, superblock
-from . import index as index_section
+from . import codec, payload, registry
 from ._version import __version__
-from .atomic import replace_file, spool, writing
+from .atomic import spool, writing
 from .chains import Chains, takes_plane
 from .container import Container
-from .errors import BstkError, FormatError
-from .index import Index
-from .metadata import Attachment, Curve, Form, Metadata, Tensor, number_chains
+from .errors import FormatError
+from .laying import Content, Row, Stored, in_order, lay_down, pack_files
+from .metadata import Curve, Form, Metadata, Tensor, number_chains
 
 WRITER = f"bitstack {__version__}"
-#: Attachments up to this many bytes travel in the head: a model cannot be built without its configuration.
-INLINE_LIMIT = 1 << 14
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A block that is ready to be written: where its stored bytes are, and what the index says of it."""
-
-    form: Form
-    at: int
-    stored: int
-    length: int
-    digest: bytes
-
-
-_Row = tuple[int, int, float, _Stored]  # chain, level, worth, block
-
-
-@dataclass(slots=True)
-class _Content:
-    """Everything that a file is made of, but the bytes of its blocks, which ``read`` returns."""
-
-    tensors: tuple[Tensor, ...]
-    order: list[_Row]
-    required: int
-    read: Callable[[_Stored], bytes]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    curves: Sequence[Curve] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Writer:
@@ -72,7 +40,7 @@ class Writer:
         self.tensors = number_chains(list(tensors))
         self._chains = Chains(Metadata(WRITER, self.tensors, ()))
         self._n_chains = sum(t.n_chains for t in self.tensors)
-        self._blocks: dict[int, list[_Stored]] = {}
+        self._blocks: dict[int, list[Stored]] = {}
         self._files: dict[str, bytes] = {}
         self._scales = {
             self.tensors[number].first_chain for t in self.tensors if t.packed for number in (t.row_scale, t.col_scale)
@@ -118,7 +86,7 @@ class Writer:
         with writing(self.path):
             at = self._spool.tell()
             self._spool.write(stored)
-        block = _Stored(replace(form, codec=name), at, len(stored), len(data), blake3.blake3(stored).digest())
+        block = Stored(replace(form, codec=name), at, len(stored), len(data), blake3.blake3(stored).digest())
         self._blocks.setdefault(chain, []).append(block)
 
     def attach(self, name: str, data: bytes) -> None:
@@ -159,12 +127,19 @@ class Writer:
                     reason="index-missing",
                 )
 
-        def read(block: _Stored) -> bytes:
+        def read(block: Stored) -> bytes:
             self._spool.seek(block.at)
             return self._spool.read(block.stored)
 
-        content = _Content(self.tensors, rows, len(raw), read, self._files, aliases or {}, curves, extra or {})
-        return _write(self.path, content)
+        attachments, write_files = pack_files(self._files)
+        content = Content(
+            Metadata(WRITER, self.tensors, (), aliases or {}, attachments, tuple(curves), extra or {}),
+            rows,
+            len(raw),
+            write_files,
+            in_order(read),
+        )
+        return lay_down(self.path, content)
 
     def _tensor(self, chain: int) -> Tensor:
         if not 0 <= chain < self._n_chains:
@@ -172,7 +147,7 @@ class Writer:
             raise FormatError(what, where=self.path, reason="index-chain")
         return self.tensors[int(self._chains.at(chain).tensor)]
 
-    def _take(self, chain: int, level: int) -> _Stored:
+    def _take(self, chain: int, level: int) -> Stored:
         blocks = self._blocks.get(chain, ())
         if level >= len(blocks):
             what = f"{self._tensor(chain).name} has no level {level}"
@@ -203,23 +178,28 @@ def rewrite(
         raise container.missing(container.available_blocks)
     chain = container.index.chain.tolist()
     rows = [
-        (chain[b.number], b.level, b.worth, _Stored(b.form, b.offset, b.stored, b.length, b.digest))
+        (chain[b.number], b.level, b.worth, Stored(b.form, b.offset, b.stored, b.length, b.digest))
         for b in map(container.block, range(len(container)))
     ]
-    content = _Content(
-        tensors=container.tensors,
-        order=rows if order is None else _reordered(rows, container.index.required, order, os.fspath(path)),
-        required=container.index.required,
-        read=lambda block: bytes(container.read(block.at, block.stored)),
-        files={a.name: container.attachment(a.name) for a in container.metadata.attachments},
-        aliases=container.metadata.aliases,
-        curves=container.metadata.curves if curves is None else curves,
-        extra=container.metadata.extra if extra is None else extra,
+    meta = container.metadata
+    attachments, write_files = pack_files({a.name: container.attachment(a.name) for a in meta.attachments})
+    content = Content(
+        replace(
+            meta,
+            writer=WRITER,
+            attachments=attachments,
+            curves=meta.curves if curves is None else tuple(curves),
+            extra=meta.extra if extra is None else extra,
+        ),
+        rows if order is None else _reordered(rows, container.index.required, order, os.fspath(path)),
+        container.index.required,
+        write_files,
+        in_order(lambda block: bytes(container.read(block.at, block.stored))),
     )
-    return _write(os.fspath(path), content)
+    return lay_down(os.fspath(path), content)
 
 
-def _reordered(rows: list[_Row], required: int, order: Sequence[tuple[int, float]], path: str) -> list[_Row]:
+def _reordered(rows: list[Row], required: int, order: Sequence[tuple[int, float]], path: str) -> list[Row]:
     block = {(chain, level): stored for chain, level, _, stored in rows[required:]}
     used: dict[int, int] = {}
     out = rows[:required]
@@ -233,65 +213,3 @@ def _reordered(rows: list[_Row], required: int, order: Sequence[tuple[int, float
         what = f"the order names {len(out) - required} of {len(block)} residual blocks"
         raise FormatError(what, where=path, reason="index-missing")
     return out
-
-
-def _write(path: str, content: _Content) -> str:
-    forms = list(dict.fromkeys(block.form for *_, block in content.order))
-    number = {form: i for i, form in enumerate(forms)}
-    attachments, stored_files = _attachments(content.files)
-    offsets, end = [], 0
-    for *_, block in content.order:
-        offsets.append(registry.align(end))
-        end = offsets[-1] + block.stored
-    index = Index(
-        content.required,
-        offset=np.array(offsets, "<u8"),
-        stored=np.array([b.stored for *_, b in content.order], "<u8"),
-        length=np.array([b.length for *_, b in content.order], "<u8"),
-        digest=np.frombuffer(b"".join(b.digest for *_, b in content.order), "V32"),
-        worth=np.array([worth for _, _, worth, _ in content.order], "<f4"),
-        chain=np.array([chain for chain, *_ in content.order], "<u4"),
-        level=np.array([level for _, level, *_ in content.order], "<u2"),
-        form=np.array([number[b.form] for *_, b in content.order], "<u2"),
-    )
-    meta = Metadata(
-        WRITER, content.tensors, tuple(forms), content.aliases, attachments, tuple(content.curves), content.extra
-    )
-    try:
-        raw = metadata.encode(meta), index_section.encode(index)
-    except BstkError as error:
-        raise error.at(path) from None
-    stored = codec.compress(raw[0]), codec.compress(raw[1])
-    lengths = (len(stored[0]), len(raw[0]), len(stored[1]), len(raw[1]), sum(map(len, stored_files)))
-    head = superblock.Superblock(*lengths, file_length=0, present_length=0, root=bytes(32))
-    size = head.blocks_offset + end
-    head = replace(head, file_length=size, present_length=size)
-    head = replace(head, root=superblock.compute_root(head.identity(), *stored))
-    # Nothing is written that a reader would refuse: the same checks, first.
-    superblock.decode(head.encode(), path)
-    index_section.decode(raw[1], metadata_reader.decode(raw[0], path), head.blocks_offset, size, path)
-
-    def emit(out: IO[bytes]) -> None:
-        for part in (head.encode(), *stored, *stored_files):
-            out.write(part)
-        for offset, (*_, block) in zip(offsets, content.order, strict=True):
-            out.write(bytes(head.blocks_offset + offset - out.tell()))
-            out.write(content.read(block))
-
-    with writing(path):
-        replace_file(path, emit)
-    return head.root.hex()
-
-
-def _attachments(files: Mapping[str, bytes]) -> tuple[tuple[Attachment, ...], list[bytes]]:
-    """The records of all attachments, small ones inline, and the stored bytes of the others, both in their order."""
-    records, stored_files, at = [], [], 0
-    for name, data in sorted(files.items()):
-        if len(data) <= INLINE_LIMIT:
-            records.append(Attachment(name, len(data), data=data))
-            continue
-        how, stored = codec.choose(data)
-        records.append(Attachment(name, len(data), how, None, at, len(stored), blake3.blake3(stored).digest()))
-        stored_files.append(stored)
-        at += len(stored)
-    return tuple(records), stored_files

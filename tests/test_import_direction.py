@@ -36,7 +36,9 @@ EXCEPTIONS = {name: frozenset({"loader"}) for name in ("bitstack/api.py", "bitst
 
 # Folder -> third-party packages that it may import; a folder not listed may import whatever pyproject.toml declares.
 THIRD_PARTY = {
-    "bsformat": frozenset({"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp", "yarl", "obstore"}),
+    "bsformat": frozenset(
+        {"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp", "yarl", "obstore", "cryptography"}
+    ),
     "kernels": frozenset({"torch", "numpy", "triton", "numba", "llvmlite"}),
     "loader": frozenset({"torch", "tqdm"}),
 }

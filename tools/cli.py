@@ -12,7 +12,7 @@ from importlib import import_module
 
 from bsformat import __version__
 
-from . import eval_options, options
+from . import eval_options, options, repack_options, signature_options
 from .ending import ended
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
@@ -43,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("generate", "load within a budget and continue a prompt", options.add_generate),
         ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
         ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
+        ("repack", "reorder the blocks of a file, drop some, or store them otherwise", repack_options.add_repack),
+        ("sign", "check every byte of a file and sign its root", signature_options.add_sign),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
         ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
@@ -55,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         add(command)
+        if name in signature_options.READING:
+            signature_options.add_signature(command)
     return parser
 
 
@@ -64,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, for ``--help``, ``--version`` and wrong usage (code 2).
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    signature_options.check(parser, args)
 
     def run() -> int:
+        signature_options.demand(args)
         return int(import_module(f".{args.command}_command", __package__).run(args))
 
     return ended(run, "bstk")

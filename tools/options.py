@@ -144,6 +144,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Options of ``bstk verify``."""
     add_source(parser)
+    parser.add_argument("--head", action="store_true", help="check the head alone, which is at most two requests")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,11 @@ import time
 import bsformat
 from bitstack.recipe import Recipe, recipe_settings
 from bitstack.recipe_file import load_recipe
-from bsformat.errors import ModelError, WriteError
+from bsformat.errors import ModelError
 
 from . import summary
 from .console import exact_size, print_json, printable, quiet_libraries, reporter
+from .output import check_output
 
 #: A raw parameter of at least this share of the dense model is named.
 _LARGE = 0.005
@@ -89,13 +90,7 @@ def check_paths(output: str, calib: str, *, force: bool) -> None:
         WriteError: the output exists and is not to be replaced, or is no place for a file.
         ModelError: there is no calibration text.
     """
-    if os.path.isdir(output):
-        raise WriteError("is a folder; name a file in it", where=output)
-    if os.path.lexists(output) and not force:
-        raise WriteError("exists already; --force replaces it", where=output, reason="output-exists")
-    folder = os.path.dirname(os.path.abspath(output))
-    if not os.path.isdir(folder):
-        raise WriteError("the folder does not exist; create it first", where=folder)
+    check_output(output, force=force)
     if calib != "self" and not os.path.isfile(calib):
         raise ModelError("no such calibration text; name a file, or self", where=calib, reason="text")
 

@@ -13,7 +13,7 @@ import pytest
 import bsformat
 from bsformat.errors import BudgetError, FormatError, IntegrityError, NotFoundError
 from bsformat.head import FIRST_READ
-from bsformat.writer import INLINE_LIMIT
+from bsformat.laying import INLINE_LIMIT
 from tests.bsformat import encoder
 from tests.bsformat.conftest import ORDER, RAW_FORM, VOCABULARY, first_problem, small_blocks, small_tensors
 from tests.bsformat.encoder import Image

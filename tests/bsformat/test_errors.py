@@ -15,7 +15,7 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
 
 
 def test_all_errors_are_exported() -> None:
-    assert len(CLASSES) == 17
+    assert len(CLASSES) == 19
     assert sorted(errors.__all__) == errors.__all__ == [cls.__name__ for cls in CLASSES]
 
 
@@ -46,8 +46,10 @@ def test_default_reasons_are_distinct() -> None:
         "NotFoundError": "not-found",
         "RangeError": "range-unsupported",
         "RecipeError": "recipe",
+        "RepackError": "repack-invalid",
         "ResizeError": "resize",
         "ShortReadError": "short-read",
+        "SignatureError": "signature-invalid",
         "SourceChangedError": "source-changed",
         "SourceError": "source",
         "TruncatedError": "truncated",

@@ -168,6 +168,7 @@ def test_verify(bstk: Bstk, tiny_bstk: Path) -> None:
         "format_version": "1.0",
         "n_blocks": blocks,
         "bytes_checked": size,
+        "signed": None,
         "problems": [],
     }
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitstack.order import order_by_worth
+from bsformat.order import order_by_worth
 
 Chains = tuple[dict[str, list[float]], dict[str, list[int]]]
 

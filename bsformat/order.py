@@ -1,6 +1,7 @@
 """The order of all blocks of all chains: by worth per byte, levels of a chain in their order."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 Key = TypeVar("Key")
@@ -23,14 +24,28 @@ def order_by_worth(
         One (chain, worth) for each block, best first; worth is the drop of the loss per byte of the block's group,
         never negative. Ties keep the order of the mapping.
     """
-    groups: list[tuple[float, Key, int]] = []
-    for key, loss in losses.items():
-        hull: list[list[float]] = []  # gain, bytes, blocks
-        for before, after, size in zip(loss[:-1], loss[1:], sizes[key], strict=True):
-            hull.append([before - after, size, 1])
-            while len(hull) > 1 and hull[-1][0] * hull[-2][1] > hull[-2][0] * hull[-1][1]:
-                top = hull.pop()
-                hull[-1] = [a + b for a, b in zip(hull[-1], top, strict=True)]
-        groups += [(max(gain / size, 0.0), key, int(count)) for gain, size, count in hull]
+    groups = [
+        (worth, key, count)
+        for key, loss in losses.items()
+        for worth, count in groups_of([before - after for before, after in pairwise(loss)], sizes[key])
+    ]
     groups.sort(key=lambda group: -group[0])
     return [(key, worth) for worth, key, count in groups for _ in range(count)]
+
+
+def groups_of(gains: Sequence[float], sizes: Sequence[int]) -> list[tuple[float, int]]:
+    """The blocks of one chain as groups of falling worth (the upper concave hull of its curve).
+
+    Args:
+        gains, sizes: for each block the drop of the loss, and its bytes.
+
+    Returns:
+        (worth, number of blocks) of each group; worth is the drop of the loss per byte, never negative.
+    """
+    hull: list[list[float]] = []  # gain, bytes, blocks
+    for gain, size in zip(gains, sizes, strict=True):
+        hull.append([gain, size, 1])
+        while len(hull) > 1 and hull[-1][0] * hull[-2][1] > hull[-2][0] * hull[-1][1]:
+            top = hull.pop()
+            hull[-1] = [a + b for a, b in zip(hull[-1], top, strict=True)]
+    return [(max(gain / size, 0.0), int(count)) for gain, size, count in hull]

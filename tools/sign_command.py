@@ -1,0 +1,32 @@
+"""``bstk sign``."""
+
+import argparse
+import os
+
+import bsformat
+
+from .console import print_json, reporter
+from .options import source_options
+from .output import check_output
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the file, sign it, and say what was signed.
+
+    Raises:
+        WriteError: the output exists, or cannot be written. Others: see `bsformat.sign`.
+    """
+    output = args.output or f"{args.uri}.sig"
+    check_output(output, force=args.force)
+    password = os.environ.get("BSTK_KEY_PASSWORD")
+    with bsformat.open(args.uri, root=args.root, cache=False, **source_options(args)) as container:
+        with reporter().stage("sign", container.size, "B") as advance:
+            signed = bsformat.sign(
+                container, args.key, output, password=password.encode() if password else None, progress=advance
+            )
+        uri = container.uri
+    if args.json:
+        print_json({"file": uri, "signature": output, "root": signed.root, "sha256": signed.sha256, "key": signed.key})
+    else:
+        print(f"{output}\nroot    {signed.root}\nsha256  {signed.sha256}\nkey     {signed.key}")
+    return 0
