@@ -5,7 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+# Without a GPU kernels run interpreted. Triton reads this when it is imported, which transformers does by the way.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # Before any test module can import transformers: nothing here may ask a model hub for anything. Child processes
 # inherit these.
 os.environ["HF_HUB_OFFLINE"] = "1"
