@@ -1,6 +1,5 @@
 """Invalid vectors of names (§4) and of attachments (§4.5)."""
 
-
 from .bits import ZSTD_MAGIC
 from .file import External, File
 from .invalid_head import FRAMES, patched
