@@ -142,8 +142,6 @@ def _check_references(index: Index, meta: Metadata, where: str) -> None:
         raise _bad("index-chain", f"block {i} is of chain {index.chain[i]}, but there are {meta.n_chains}", where)
     if (i := _first(index.form >= len(meta.forms))) is not None:
         raise _bad("index-form", f"block {i} has form {index.form[i]}, but there are {len(meta.forms)}", where)
-    if (i := _first(~np.isfinite(index.worth) | (index.worth < 0))) is not None:
-        raise _bad("index-worth", f"block {i} has worth {index.worth[i]}, expected a finite number from 0", where)
 
 
 def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> None:
@@ -163,6 +161,8 @@ def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> Non
             f"block {i} is of kind 'sparse', which goes with at most {registry.MAX_SPARSE_COLUMNS} columns",
             where,
         )
+    if (i := _first(~np.isfinite(index.worth) | (index.worth < 0))) is not None:
+        raise _bad("index-worth", f"block {i} has worth {index.worth[i]}, expected a finite number from 0", where)
     order = np.argsort(index.chain, kind="stable")
     chain = index.chain[order]
     starts = np.flatnonzero(np.concatenate([[True], chain[1:] != chain[:-1]]))

@@ -92,14 +92,18 @@ def pack(value: dict[str, Value]) -> bytes:
 
 
 def _check(root: Value) -> None:
-    stack = [(root, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _Refused(f"number {value} is not finite")
-        if isinstance(value, (dict, list)):
-            if depth > MAX_DEPTH:
-                raise _Refused(f"nested deeper than {MAX_DEPTH}")
-            stack.extend((item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
-        elif not isinstance(value, (str, bytes, int, float, bool, type(None))):
-            raise _Refused(f"type {type(value).__name__}")
+    # One iterator a level, not a list of what is left: a few bytes can hold a million values.
+    levels = [iter([root])]
+    while levels:
+        for value in levels[-1]:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _Refused(f"number {value} is not finite")
+            if isinstance(value, (dict, list)):
+                if len(levels) > MAX_DEPTH:
+                    raise _Refused(f"nested deeper than {MAX_DEPTH}")
+                levels.append(iter(value.values() if isinstance(value, dict) else value))
+                break
+            if not isinstance(value, (str, bytes, int, float, bool, type(None))):
+                raise _Refused(f"type {type(value).__name__}")
+        else:
+            levels.pop()

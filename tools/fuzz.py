@@ -28,6 +28,8 @@ from .fuzzing.worker import PROGRAM, Task
 
 #: Wall seconds after which libFuzzer ends a process that is still at one file.
 HANG = 60
+#: Executions of one process: then a fresh one goes on, since libFuzzer's memory grows.
+PROCESS_RUNS = 400_000
 #: Processes that may end before their time: each one is a finding.
 MAX_ENDS = 20
 
@@ -81,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began, 1),
         "jobs": args.jobs,
         "seed": args.seed,
-        "limits": {"base_bytes": BASE_BYTES, "times_of_file": TIMES, "cpu_seconds": DEADLINE, "file_bytes": MAX_BYTES},
+        "limits": {
+            "base_bytes": BASE_BYTES,
+            "times_of_file_and_head": TIMES,
+            "cpu_seconds": DEADLINE,
+            "file_bytes": MAX_BYTES,
+        },
     }
     if args.keep:
         result["kept"] = keep(work, args.corpus)
@@ -97,43 +104,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, work: Path) -> list[str]:
-    """Start the processes, and another one for each that ended early; gives how those ended."""
+    """Run so many processes side by side, fresh ones for those that ended; gives what is wrong about how they ended."""
     stop = time.monotonic() + 60 * args.minutes if args.minutes else None
     ends: list[str] = []
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    waiting = [str(job) for job in range(args.jobs)]
-    while waiting or running:
-        for name in waiting:
-            left = max(1.0, stop - time.monotonic()) if stop else 0.0
-            running[name] = start(args, work, name, left, args.seed + len(ends) + int(name.split("-")[0]))
-        waiting = []
-        time.sleep(0.2)
-        for name, process in list(running.items()):
-            if (code := process.poll()) is None:
-                continue
-            del running[name]
-            if code:
-                ends.append(f"process {name} ended with {code}: see its log")
-                if len(ends) < MAX_ENDS and (stop is None or time.monotonic() < stop):
-                    waiting.append(f"{name.split('-')[0]}-{len(ends)}")
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    started = 0
+    while running or started < args.jobs:
+        while len(running) < args.jobs and (started < args.jobs or _goes_on(stop, ends)):
+            seconds = max(1.0, stop - time.monotonic()) if stop else 0.0
+            running[started] = start(args, work, started, seconds)
+            started += 1
+        time.sleep(0.1)
+        for number, process in list(running.items()):
+            if process.poll() is not None:
+                del running[number]
+                if process.returncode:
+                    ends.append(f"process {number} ended with {process.returncode}: see log-{number}.txt")
     return ends
 
 
-def start(args: argparse.Namespace, work: Path, name: str, seconds: float, seed: int) -> "subprocess.Popen[bytes]":
-    """One process of fuzzing; its log is ``log-NAME.txt``."""
+def _goes_on(stop: float | None, ends: list[str]) -> bool:
+    return stop is not None and len(ends) < MAX_ENDS and time.monotonic() < stop - 2
+
+
+def start(args: argparse.Namespace, work: Path, number: int, seconds: float) -> "subprocess.Popen[bytes]":
+    """One process of fuzzing; its log is ``log-NUMBER.txt``."""
     task = Task(
         str(work / "findings"),
-        name,
+        str(number),
         str(args.vectors / "valid"),
         str(args.javascript or ""),
-        args.runs,
+        args.runs or PROCESS_RUNS,
         seconds,
     )
-    flags = [f"-seed={seed}", f"-max_len={MAX_BYTES}", f"-timeout={HANG}", "-rss_limit_mb=2048", "-reload=30"]
+    flags = [
+        f"-seed={args.seed + number}",
+        f"-max_len={MAX_BYTES}",
+        f"-timeout={HANG}",
+        "-rss_limit_mb=2048",
+        "-reload=30",
+    ]
     flags += [f"-artifact_prefix={work / 'findings'}/", "-close_fd_mask=0"]
     command = [sys.executable, "-c", PROGRAM, *flags, str(work / "corpus"), str(work / "seeds")]
     environment = os.environ | {"BSTK_FUZZ": json.dumps(asdict(task)), "OMP_NUM_THREADS": "1"}
-    with open(work / f"log-{name}.txt", "wb") as log:
+    with open(work / f"log-{number}.txt", "wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -141,18 +155,18 @@ def counted(work: Path, ends: list[str]) -> dict[str, Any]:
     """The counts of all processes together."""
     sums: Counter[str] = Counter()
     maps: dict[str, Counter[str]] = {}
-    worst = 0
+    worst: dict[str, float] = {}
     for path in sorted((work / "findings").glob("stats-*.json")):
         for key, value in json.loads(path.read_text(encoding="utf-8")).items():
             if key.startswith("worst"):
-                worst = max(worst, value)
+                worst[key] = max(worst.get(key, 0), value)
             elif isinstance(value, dict):
                 maps.setdefault(key, Counter()).update(value)
             else:
                 sums[key] += value
     logs = "".join(path.read_text("utf-8", "replace") for path in sorted(work.glob("log-*.txt")))
     covered = re.findall(r"cov: (\d+) ft: (\d+)", logs)
-    out: dict[str, Any] = {**sums, "worst_peak_bytes": worst}
+    out: dict[str, Any] = {**sums, **worst}
     out["covered_edges"] = max((int(edges) for edges, _ in covered), default=0)
     out["covered_features"] = max((int(features) for _, features in covered), default=0)
     out |= {key: dict(value.most_common()) for key, value in maps.items()}
@@ -162,11 +176,13 @@ def counted(work: Path, ends: list[str]) -> dict[str, Any]:
 
 def keep(work: Path, corpus: Path) -> int:
     """Add to the corpus the fewest files that reach what the seeds do not; gives how many it has then."""
-    merged = work / "merged"
-    merged.mkdir(exist_ok=True)
+    merged, launcher = work / "merged", work / "launcher"
+    shutil.copytree(work / "seeds", merged, dirs_exist_ok=True)
+    # Merging starts the program again by its name.
+    launcher.write_text(f"#!{sys.executable}\n{PROGRAM}", encoding="utf-8")
+    launcher.chmod(0o755)
     task = Task(str(work / "findings"), "merge", str(work / "seeds"))
-    command = [sys.executable, "-c", PROGRAM, "-merge=1", f"-max_len={MAX_BYTES}", str(merged)]
-    command += [str(work / "seeds"), str(work / "corpus")]
+    command = [str(launcher), "-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(work / "corpus")]
     environment = os.environ | {"BSTK_FUZZ": json.dumps(asdict(task)), "OMP_NUM_THREADS": "1"}
     with open(work / "log-merge.txt", "wb") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)

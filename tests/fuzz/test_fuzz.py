@@ -9,12 +9,13 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from bitstack.tools import fuzz
 from bitstack.tools.fuzzing import examine as examine_module
-from bitstack.tools.fuzzing.examine import BASE_BYTES, TIMES, Finding, examine, held_to_limits
+from bitstack.tools.fuzzing.examine import Finding, examine, held_to_limits, most_memory
 from bitstack.tools.fuzzing.javascript import JavaScript, agree
 from bitstack.tools.fuzzing.mutator import MAX_BYTES, mutate
 from bitstack.tools.fuzzing.parts import Map, Raw, packed, split, unpacked
@@ -94,6 +95,17 @@ def test_a_run_guided_by_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["findings"] == {}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (bitstack[fuzz])")
+def test_what_reaches_new_code_is_kept(tmp_path: Path) -> None:
+    vectors, corpus = tmp_path / "vectors", tmp_path / "kept"
+    (vectors / "valid").mkdir(parents=True)
+    shutil.copy(VECTORS / "valid" / "every-kind.bstk", vectors / "valid")
+    arguments = ["--runs", "400", "--vectors", str(vectors), "--corpus", str(corpus), "--keep"]
+    assert fuzz.main([*arguments, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out.json")]) == 0
+    kept = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["kept"]
+    assert kept == len(read_seeds(corpus)) > 10
+
+
 # ------------------------------------------------------------------------------------------------ the mutator
 
 
@@ -147,13 +159,45 @@ def test_a_warning_is_an_exception() -> None:
 @pytest.mark.parametrize(("over", "found"), [(-4096, False), (1, True)])
 def test_memory_beyond_the_stated_multiple_is_a_finding(over: int, found: bool) -> None:
     def ask(data: bytes) -> str | None:
-        return None if bytearray(BASE_BYTES + TIMES * len(data) + over) else ""
+        return None if bytearray(most_memory(data) + over) else ""
 
     if found:
-        with pytest.raises(Finding, match=r"^memory: \d+ bytes for 100$"):
+        with pytest.raises(Finding, match=r"^memory: \d+ bytes, more than \d+, for 100$"):
             held_to_limits(bytes(100), memory=True, ask=ask)
     else:
         assert held_to_limits(bytes(100), memory=True, ask=ask)[0] is None
+
+
+def test_the_memory_of_a_head_is_a_multiple_of_what_it_decodes_to(valid: list[bytes]) -> None:
+    """The worst that a head can hold: maps in maps, three bytes each."""
+    parts = split(valid[0])
+    assert parts is not None
+    assert parts.tree is not None
+    inner = Raw(b"\xdd\0\0\x4e\x20" + b"\x81\xa0\x80" * 20000)
+    parts.tree.put("extra", Map([("a", inner)]))
+    data = parts.seal()
+    assert len(data) < 500
+    reason, peak = held_to_limits(data, memory=True)
+    assert reason is None
+    assert 60000 * 64 < peak < most_memory(data) < 2 << 22
+
+
+def test_of_several_faults_of_an_index_the_first_in_the_list_of_reasons_is_named() -> None:
+    def broken(**cells: dict[str, Any]) -> str | None:
+        parts = split((VECTORS / "valid" / "every-kind.bstk").read_bytes())
+        assert parts is not None
+        for row, forced in cells.items():
+            parts.rows[int(row[1:])].forced = forced
+        return examine(parts.seal())
+
+    level, kind, plane = {"level": 3}, {"form": 2}, {"level": 0, "form": 4}
+    assert broken(b5=level) == "index-level"
+    assert broken(b0=kind) == "index-form"
+    assert broken(b0=kind, b5=level) == "index-form"
+    assert broken(b0=kind, b5={"worth": -1.0}) == "index-form"
+    assert broken(b5=level | {"worth": -1.0}) == "index-worth"
+    assert broken(b4=plane | {"level": 0}) == "index-plane"
+    assert broken(b4=plane, b8=level) == "index-level"
 
 
 def test_a_file_that_takes_long_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import blake3
 
-from .examine import Finding, held_to_limits
+from .examine import Finding, held_to_limits, most_memory
 from .javascript import JavaScript, agree
 
 #: One file of so many has its memory measured, is shown to the other reader.
@@ -36,6 +36,7 @@ class Session:
         self._folder, self._stats = folder, folder / f"stats-{name}.json"
         self._javascript = JavaScript(javascript) if javascript else None
         self.executions = self.measured = self.asked = self.worst = 0
+        self.worst_share = 0.0
         self._runs, self._ends, self._next = runs, time.monotonic() + seconds, time.monotonic()
         self.reasons: Counter[str] = Counter()
         self.differing: Counter[str] = Counter()
@@ -54,6 +55,7 @@ class Session:
             if memory:
                 self.measured += 1
                 self.worst = max(self.worst, peak)
+                self.worst_share = max(self.worst_share, peak / most_memory(data))
             if self._javascript and (thorough or self.executions % ASKED == 0):
                 self._compare(reason, data)
         now = time.monotonic()
@@ -97,6 +99,7 @@ class Session:
             "executions": self.executions,
             "memory_measured": self.measured,
             "worst_peak_bytes": self.worst,
+            "worst_share_of_limit": round(self.worst_share, 3),
             "asked_javascript": self.asked,
             "reasons": dict(self.reasons.most_common()),
             "other_reason_in_javascript": dict(self.differing.most_common(50)),

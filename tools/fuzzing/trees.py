@@ -56,6 +56,8 @@ _KEYS: Final = (
 _ENCODINGS: Final = tuple(
     Raw(data)
     for data in (
+        # Sixty thousand bytes that become far more.
+        *(b"\xdd\0\0\xea\x60" + b"\x80" * 60000, b"\xdd\0\0\x4e\x20" + b"\x81\xa0\x80" * 20000),
         *(
             b"\xc1",
             b"\xd4\x01\x00",
