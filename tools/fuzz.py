@@ -145,7 +145,7 @@ def start(args: argparse.Namespace, work: Path, number: int, seconds: float) -> 
         "-reload=30",
     ]
     flags += [f"-artifact_prefix={work / 'findings'}/", "-close_fd_mask=0"]
-    command = [sys.executable, "-c", PROGRAM, *flags, str(work / "corpus"), str(work / "seeds")]
+    command = [sys.executable, "-P", "-c", PROGRAM, *flags, str(work / "corpus"), str(work / "seeds")]
     environment = os.environ | {"BSTK_FUZZ": json.dumps(asdict(task)), "OMP_NUM_THREADS": "1"}
     with open(work / f"log-{number}.txt", "wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -179,7 +179,7 @@ def keep(work: Path, corpus: Path) -> int:
     merged, launcher = work / "merged", work / "launcher"
     shutil.copytree(work / "seeds", merged, dirs_exist_ok=True)
     # Merging starts the program again by its name.
-    launcher.write_text(f"#!{sys.executable}\n{PROGRAM}", encoding="utf-8")
+    launcher.write_text(f"#!{sys.executable} -P\n{PROGRAM}", encoding="utf-8")
     launcher.chmod(0o755)
     task = Task(str(work / "findings"), "merge", str(work / "seeds"))
     command = [str(launcher), "-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(work / "corpus")]
