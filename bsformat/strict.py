@@ -1,14 +1,19 @@
 """Strict MessagePack: text keys, no duplicates, no extension types, bounded depth, finite numbers (spec §4.1)."""
 
 import math
+import reprlib
 from typing import Any
 
 import msgpack
 
 from .errors import FormatError
-from .registry import MAX_CONTAINERS, MAX_DEPTH
+from .registry import MAX_CONTAINERS, MAX_DEPTH, MAX_DIMENSIONS
 
 Value = Any
+
+_QUOTE = reprlib.Repr()
+_QUOTE.maxlist = _QUOTE.maxdict = MAX_DIMENSIONS
+_QUOTE.maxstring = _QUOTE.maxlong = 100
 
 
 class _Counter:
@@ -35,7 +40,7 @@ def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
     out: dict[str, Value] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            raise _Refused(f"map key {key!r} is not text")
+            raise _Refused(f"map key {quoted(key)} is not text")
         if key in out:
             raise _Refused(f"duplicate key {key!r}")
         out[key] = value
@@ -44,6 +49,11 @@ def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
 
 def _extension(code: int, data: bytes) -> Value:
     raise _Refused(f"extension type {code}")
+
+
+def quoted(value: Value) -> str:
+    """A value for a message: the beginning of it, since a hostile file may hold one of millions of items."""
+    return _QUOTE.repr(value)
 
 
 class _Refused(ValueError):

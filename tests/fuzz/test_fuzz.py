@@ -182,6 +182,27 @@ def test_the_memory_of_a_head_is_a_multiple_of_what_it_decodes_to(valid: list[by
     assert 60000 * 64 < peak < most_memory(data) < 2 << 22
 
 
+@pytest.mark.parametrize("where", ["key", "shape", "point", "alias"])
+def test_a_message_quotes_no_more_than_it_can_hold(where: str) -> None:
+    """Values of sixty thousand bytes that are refused: their text would be many times as long."""
+    parts = split((VECTORS / "valid" / "every-kind.bstk").read_bytes())
+    assert parts is not None
+    tree = parts.tree
+    assert tree is not None
+    many = Raw(b"\xdd\0\0\x4e\x20" + b"\x81\xa0\x80" * 20000)
+    if where == "key":
+        tree.put("extra", Map([(Map([("a", many)]), 1)]))
+    elif where == "shape":
+        tree.get("tensors")[0].put("shape", many)
+    elif where == "point":
+        tree.get("curves")[0].put("points", [many])
+    else:
+        tree.put("aliases", Map([("a", many)]))
+    reason, peak = held_to_limits(parts.seal(), memory=True)
+    assert reason == ("metadata-msgpack" if where == "key" else "metadata-value")
+    assert peak < 90 * 60000 + (1 << 20)
+
+
 def test_of_several_faults_of_an_index_the_first_in_the_list_of_reasons_is_named() -> None:
     def broken(**cells: dict[str, Any]) -> str | None:
         parts = split((VECTORS / "valid" / "every-kind.bstk").read_bytes())
