@@ -66,6 +66,8 @@ class BstkError(Exception):
         self.reason = reason or self.default_reason
         self.where = where
         self.offset = offset
+        if len(message) > 4 * _LONGEST:  # before it is split, which takes far more than its characters
+            message = message[: 2 * _LONGEST] + message[-2 * _LONGEST :]
         message = " ".join(message.split())
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"

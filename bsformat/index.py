@@ -142,23 +142,10 @@ def _check_references(index: Index, meta: Metadata, where: str) -> None:
         raise _bad("index-chain", f"block {i} is of chain {index.chain[i]}, but there are {meta.n_chains}", where)
     if (i := _first(index.form >= len(meta.forms))) is not None:
         raise _bad("index-form", f"block {i} has form {index.form[i]}, but there are {len(meta.forms)}", where)
-    if (i := _first(~np.isfinite(index.worth) | (index.worth < 0))) is not None:
-        raise _bad("index-worth", f"block {i} has worth {index.worth[i]}, expected a finite number from 0", where)
 
 
 def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> None:
-    order = np.argsort(index.chain, kind="stable")
-    chain = index.chain[order]
-    starts = np.flatnonzero(np.concatenate([[True], chain[1:] != chain[:-1]]))
-    position = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    wrong = np.zeros(len(order), bool)
-    wrong[order] = index.level[order] != position
-    if (i := _first(wrong)) is not None:
-        raise _bad(
-            "index-level",
-            f"block {i} is level {index.level[i]} of chain {index.chain[i]}, out of turn: levels come in order",
-            where,
-        )
+    # Of several faults the one that stands first in spec §9.3 is named.
     raw = parts.raw_bytes > 0
     raw_form = np.array([f.kind == "raw" for f in meta.forms], bool)
     if (i := _first(raw != raw_form[index.form])) is not None:
@@ -174,6 +161,22 @@ def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> Non
             f"block {i} is of kind 'sparse', which goes with at most {registry.MAX_SPARSE_COLUMNS} columns",
             where,
         )
+    if (i := _first(~np.isfinite(index.worth) | (index.worth < 0))) is not None:
+        raise _bad("index-worth", f"block {i} has worth {index.worth[i]}, expected a finite number from 0", where)
+    order = np.argsort(index.chain, kind="stable")
+    chain = index.chain[order]
+    starts = np.flatnonzero(np.concatenate([[True], chain[1:] != chain[:-1]]))
+    position = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    wrong = np.zeros(len(order), bool)
+    wrong[order] = index.level[order] != position
+    if (i := _first(wrong)) is not None:
+        raise _bad(
+            "index-level",
+            f"block {i} is level {index.level[i]} of chain {index.chain[i]}, out of turn: levels come in order",
+            where,
+        )
+    if (i := _first(raw & (index.level > 0))) is not None:
+        raise _bad("index-level", f"block {i} is a second block of a raw tensor", where)
     # Each plane needs the sign block that it refines close before it: nothing but planes between them.
     base = np.maximum.accumulate(np.where(kind[order] != _PLANE, np.arange(len(order)), 0))
     planes = np.arange(len(order)) - base
@@ -186,8 +189,6 @@ def _check_chains(index: Index, meta: Metadata, parts: Parts, where: str) -> Non
             f"block {i} is a plane, but not one of the first {registry.MAX_PLANES} right after a sign block",
             where,
         )
-    if (i := _first(raw & (index.level > 0))) is not None:
-        raise _bad("index-level", f"block {i} is a second block of a raw tensor", where)
     n_raw = int(raw.sum())
     if missing := sum(not t.packed for t in meta.tensors) - n_raw:
         raise _bad("index-missing", f"{missing} raw tensors have no block", where)

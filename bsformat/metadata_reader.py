@@ -91,7 +91,9 @@ def _tensor(item: Any, i: int, where: str) -> Tensor:
     m = _Map(item, f"tensor {i}", where)
     name, shape, dtype = m.name("name"), m.take("shape", list), m.take("dtype", str)
     if len(shape) > registry.MAX_DIMENSIONS or any(type(d) is not int or not 0 < d < 1 << 40 for d in shape):
-        raise m.bad(f"{name!r} has shape {shape}, expected at most {registry.MAX_DIMENSIONS} positive dimensions")
+        raise m.bad(
+            f"{name!r} has shape {strict.quoted(shape)}, expected at most {registry.MAX_DIMENSIONS} positive dimensions"
+        )
     if dtype not in registry.DTYPE_BYTES:
         raise m.bad(f"{name!r} has dtype {dtype!r}, expected one of {', '.join(registry.DTYPE_BYTES)}")
     if prod(shape) > registry.MAX_BLOCK_BYTES:
@@ -193,7 +195,7 @@ def _point(point: Any, m: _Map) -> tuple[int, float]:
         or type(point[0]) is not int
         or type(point[1]) not in (int, float)
     ):
-        raise m.bad(f"has the point {point!r}, expected [number of blocks, value]")
+        raise m.bad(f"has the point {strict.quoted(point)}, expected [number of blocks, value]")
     if not 0 <= point[0] <= registry.MAX_BLOCKS:
         raise m.bad(f"has a point at {point[0]} blocks")
     return point[0], float(point[1])
@@ -210,7 +212,7 @@ def _check_names(meta: Metadata, where: str) -> None:
     for alias, name in meta.aliases.items():
         check_name(alias, "alias", where)
         if not isinstance(name, str) or name not in tensors:
-            raise top.bad(f"has the alias {alias!r} of {name!r}, which is no tensor")
+            raise top.bad(f"has the alias {alias!r} of {strict.quoted(name)}, which is no tensor")
     files: set[str] = set()
     for attachment in meta.attachments:
         if attachment.name in files:

@@ -1,14 +1,19 @@
 """Strict MessagePack: text keys, no duplicates, no extension types, bounded depth, finite numbers (spec §4.1)."""
 
 import math
+import reprlib
 from typing import Any
 
 import msgpack
 
 from .errors import FormatError
-from .registry import MAX_CONTAINERS, MAX_DEPTH
+from .registry import MAX_CONTAINERS, MAX_DEPTH, MAX_DIMENSIONS
 
 Value = Any
+
+_QUOTE = reprlib.Repr()
+_QUOTE.maxlist = _QUOTE.maxdict = MAX_DIMENSIONS
+_QUOTE.maxstring = _QUOTE.maxlong = 100
 
 
 class _Counter:
@@ -35,7 +40,7 @@ def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
     out: dict[str, Value] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            raise _Refused(f"map key {key!r} is not text")
+            raise _Refused(f"map key {quoted(key)} is not text")
         if key in out:
             raise _Refused(f"duplicate key {key!r}")
         out[key] = value
@@ -44,6 +49,11 @@ def _pairs(pairs: list[tuple[Value, Value]]) -> dict[str, Value]:
 
 def _extension(code: int, data: bytes) -> Value:
     raise _Refused(f"extension type {code}")
+
+
+def quoted(value: Value) -> str:
+    """A value for a message: the beginning of it, since a hostile file may hold one of millions of items."""
+    return _QUOTE.repr(value)
 
 
 class _Refused(ValueError):
@@ -92,14 +102,18 @@ def pack(value: dict[str, Value]) -> bytes:
 
 
 def _check(root: Value) -> None:
-    stack = [(root, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _Refused(f"number {value} is not finite")
-        if isinstance(value, (dict, list)):
-            if depth > MAX_DEPTH:
-                raise _Refused(f"nested deeper than {MAX_DEPTH}")
-            stack.extend((item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
-        elif not isinstance(value, (str, bytes, int, float, bool, type(None))):
-            raise _Refused(f"type {type(value).__name__}")
+    # One iterator a level, not a list of what is left: a few bytes can hold a million values.
+    levels = [iter([root])]
+    while levels:
+        for value in levels[-1]:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _Refused(f"number {value} is not finite")
+            if isinstance(value, (dict, list)):
+                if len(levels) > MAX_DEPTH:
+                    raise _Refused(f"nested deeper than {MAX_DEPTH}")
+                levels.append(iter(value.values() if isinstance(value, dict) else value))
+                break
+            if not isinstance(value, (str, bytes, int, float, bool, type(None))):
+                raise _Refused(f"type {type(value).__name__}")
+        else:
+            levels.pop()

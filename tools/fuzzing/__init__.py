@@ -1,0 +1,1 @@
+"""Fuzzing of `bsformat`: a mutator that repairs digests, and what every execution must hold to."""
