@@ -124,8 +124,3 @@ def rows(
 def _check_type(dtype: torch.dtype, backend: str) -> None:
     if dtype not in TYPES and (dtype, backend) != (torch.float64, "reference"):
         raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
-
-
-def _check_ids(least: int, most: int, limit: int) -> None:
-    if least < -limit or most >= limit:
-        raise IndexError(f"ids must be from {-limit} to {limit - 1}, not {least} to {most}")

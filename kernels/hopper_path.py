@@ -12,7 +12,8 @@ __all__ = ["linear", "rebuild", "rows"]
 
 FEW: Final = 16
 """Up to this number of tokens bits are multiplied, two tokens at a time; from there on W is rebuilt. On an H200 the one
-takes 18 µs a token and the other 340 at once, for four blocks of 14336 by 4096 (tools/bench/results/kernels-h200.json).
+takes 18 µs a token, measured up to 4, and the other 340 at once, for four blocks of 14336 by 4096
+(tools/bench/results/kernels-h200.json).
 """
 
 
