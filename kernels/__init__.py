@@ -13,6 +13,7 @@ from .backends import available_backends
 from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
 from .dispatch import linear, rebuild, rows
+from .gradient import input_gradient
 from .sparse import SparseBlock
 from .table import Room, Table, segments
 from .walk import walk_columns
@@ -25,6 +26,7 @@ __all__ = [
     "SparseBlock",
     "Table",
     "available_backends",
+    "input_gradient",
     "linear",
     "payload_bytes",
     "rebuild",
