@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -55,6 +56,10 @@ class PackedTensor:
         self._groups: tuple[Levels, ...] = ()
         #: What compiled graphs know it by.
         self.number = operators.number(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.number = operators.number(self)  # a copy is another tensor
 
     @property
     def nbytes(self) -> int:

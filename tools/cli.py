@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
         ("generate", "load within a budget and continue a prompt", options.add_generate),
         ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
+        ("init-repo", "write a directory that transformers loads and a model hub shows", options.add_init_repo),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
         ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def run() -> int:
-        return int(import_module(f".{args.command}_command", __package__).run(args))
+        return int(import_module(f".{args.command.replace('-', '_')}_command", __package__).run(args))
 
     return ended(run, "bstk")
 
