@@ -72,17 +72,18 @@ class Shell:
 
     Attributes:
         model: the transformers model. It runs once the required blocks are in.
-        device, dtype: where its weights go, and the floating type it computes in.
+        dtype: the floating type it computes in.
         gate: what every forward pass of the model goes through, and every change of its blocks.
 
     Args:
+        device: where its weights go.
         model: one that fits the file, its parameters on the meta device; None: the one that the file describes.
     """
 
     def __init__(
         self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None
     ) -> None:
-        self.container, self.device, self.dtype = container, device, dtype
+        self.container, self._place, self.dtype = container, device, dtype
         self.model = _empty_model(container, dtype) if model is None else model
         self._packed: dict[str, PackedTensor] = {}
         self._rooms = _Rooms(container)
@@ -94,6 +95,11 @@ class Shell:
             owner._buffers[name] = buffer.to(device)
         self.gate = Gate()
         gate_passes(self.model, self.gate)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are now: the model may have been moved since it was loaded."""
+        return next((p.device for p in self._packed.values() if p.row_scale is not None), self._place)
 
     @property
     def widening(self) -> int:

@@ -45,7 +45,7 @@ def _what(container: Container, base_model: str | None) -> str:
 
 def _load(container: Container, repository: str) -> str:
     least, most = container.minimum_bytes, container.total_bytes
-    example = format_size(_sensible(container)).replace(" ", "")
+    example = f"{_sensible(container) >> 20}MiB"
     return f"""## How to load it
 
 ```python
@@ -70,7 +70,7 @@ def _sensible(container: Container) -> int:
         for point in curve["points"]:
             if point["resident_bytes"] and point["value"] <= 1.1 * curve["dense"]:
                 return int(-(-point["resident_bytes"] >> 20) << 20)
-    return max(container.total_bytes // 2, container.minimum_bytes)
+    return -(-max(container.total_bytes // 2, container.minimum_bytes) >> 20) << 20
 
 
 def _sizes(container: Container) -> str:
