@@ -1,4 +1,4 @@
-"""The product with a packed matrix as torch sees it: with a gradient to its input, and as one operator of a compiled graph.
+"""The product with a packed matrix as torch sees it: with a gradient to its input, and as an operator of a graph.
 
 Blocks are data, so a graph that torch compiled survives a resize: it calls these operators, and they take what is
 resident when they run.

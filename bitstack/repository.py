@@ -1,4 +1,4 @@
-"""A directory that transformers loads and the Hugging Face hub shows: ``config.json``, a ``.bstk``, and what goes with it.
+"""A directory that transformers loads and the Hugging Face hub shows: ``config.json``, a ``.bstk``, and the rest.
 
     config.json             of the model, with ``quantization_config``: the method, the name of the file, its root
     model.bstk              the weights

@@ -80,9 +80,7 @@ class Shell:
         model: one that fits the file, its parameters on the meta device; None: the one that the file describes.
     """
 
-    def __init__(
-        self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None
-    ) -> None:
+    def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
         self.container, self._place, self.dtype = container, device, dtype
         self.model = _empty_model(container, dtype) if model is None else model
         self._packed: dict[str, PackedTensor] = {}

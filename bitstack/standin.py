@@ -89,8 +89,8 @@ class StandIn(ABC):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         raise TypeError(
-            "a packed weight cannot be changed or merged into: keep the adapter beside it, or add it to the dense model "
-            "and pack that"
+            "a packed weight cannot be changed or merged into: keep the adapter beside it, or add it to the dense "
+            "model and pack that"
         )
 
     def is_floating_point(self) -> bool:

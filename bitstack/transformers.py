@@ -49,8 +49,8 @@ class BitStackConfig(QuantizationConfigMixin):  # type: ignore[misc]
     What a repository says of itself in its ``config.json`` is ``file`` and ``root``; the rest is for who loads it.
 
     Args:
-        budget: resident bytes of the weights: a number, ``80MiB``, ``60%`` of all blocks, or ``auto`` (or None): what the
-            device has free, less the cache and the workspace of a ``context``.
+        budget: resident bytes of the weights: a number, ``80MiB``, ``60%`` of all blocks, or ``auto`` (or None): what
+            the device has free, less the cache and the workspace of a ``context``.
         context, batch: what ``auto`` leaves room for, as in `bitstack.load`.
         progressive: return with the smallest useful prefix, and grow in the background, as in `bitstack.load`.
         file: the ``.bstk`` beside ``config.json``; None: ``model.bstk``.
@@ -83,8 +83,19 @@ class BitStackConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """From what a ``config.json`` says, which may be anybody's: a name and a root are taken from it, nothing else."""
-        config = cls(**{key: config_dict[key] for key in ("file", "root") if config_dict.get(key) is not None})
+        """From what a ``config.json`` says, which may be anybody's: a name and a root are taken from it, no more.
+
+        Raises:
+            ModelError: reason ``repository-file``: they are no text.
+        """
+        said = {key: config_dict[key] for key in ("file", "root") if config_dict.get(key) is not None}
+        for key, value in said.items():
+            if not isinstance(value, str):
+                raise ModelError(
+                    f"config.json: {key} of quantization_config must be text, not {type(value).__name__}",
+                    reason="repository-file",
+                )
+        config = cls(**said)
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
@@ -290,8 +301,8 @@ def _register() -> None:
         import transformers
 
         raise ModelError(
-            f"transformers {transformers.__version__} does not let a quantization_config set a budget: use bitstack.load, "
-            "or another version",
+            f"transformers {transformers.__version__} does not let a quantization_config set a budget: use "
+            "bitstack.load, or another version",
             reason="transformers-version",
         )
     auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*known, BitStackConfig)

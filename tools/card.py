@@ -38,8 +38,8 @@ def _what(container: Container, base_model: str | None) -> str:
     name = base_model or model_name(container)
     of = f" of {_plain(name)}" if name else ""
     return (
-        f"A packed copy{of}: one file, `{FILE}`, of which any prefix is a model. Choose how much memory the weights may "
-        "take; the loader reads exactly the bytes that fit, and more of them later, or gives some back.\n"
+        f"A packed copy{of}: one file, `{FILE}`, of which any prefix is a model. Choose how much memory the weights "
+        "may take; the loader reads exactly the bytes that fit, and more of them later, or gives some back.\n"
     )
 
 
@@ -93,8 +93,8 @@ def _sizes(container: Container) -> str:
 def _curve(curve: dict[str, Any]) -> str:
     lines = [
         f"## {_plain(curve['metric']).capitalize()} over resident bytes\n",
-        f"Measured on {curve['tokens']:,} tokens of {_plain(curve['text'])}, in windows of {curve['window']}, when it was "
-        "packed.\n",
+        f"Measured on {curve['tokens']:,} tokens of {_plain(curve['text'])}, in windows of {curve['window']}, when it "
+        "was packed.\n",
         f"| resident | {_plain(curve['metric'])} |",
         "|---|---|",
     ]

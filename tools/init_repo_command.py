@@ -19,9 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
     def text(container: Container) -> str:
         title = args.title or model_name(container) or repository
-        return card(
-            container, title=title, license_id=args.license, base_model=args.base_model, repository=repository
-        )
+        return card(container, title=title, license_id=args.license, base_model=args.base_model, repository=repository)
 
     with ExitStack() as stack:
         bar: list[Advance] = []
