@@ -54,7 +54,7 @@ class BitStackLinear(_Packed, nn.Linear):
         dtype: the type of its weight, as others see it; the model's.
     """
 
-    bias: nn.Parameter | None
+    bias: nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(
         self, packed: PackedTensor, bias: nn.Parameter | None = None, dtype: torch.dtype = torch.float32
@@ -64,7 +64,7 @@ class BitStackLinear(_Packed, nn.Linear):
         self.register_parameter("bias", bias)
 
     @property
-    def weight(self) -> StandIn:
+    def weight(self) -> StandIn:  # type: ignore[override]
         """What acts as the dense weight; `StandIn.dense` rebuilds it."""
         return self.stand_in()
 

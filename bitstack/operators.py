@@ -43,7 +43,7 @@ class _Product(torch.autograd.Function):
         return kernels.linear(x, matrix, bias=bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         """Dx = dy·W, with W rebuilt tile by tile."""
         dx = kernels.input_gradient(dy, ctx.matrix) if ctx.needs_input_grad[0] else None

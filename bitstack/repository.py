@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 
@@ -77,7 +77,7 @@ def write_repository(
             files["README.md"] = card(container).encode()
         _save_placeholder(container, place / PLACEHOLDER)
     for name, data in files.items():
-        replace_file(os.fspath(place / name), lambda out, data=data: out.write(data))  # type: ignore[misc]
+        _put(place / name, data)
     return fetched
 
 
@@ -132,7 +132,14 @@ def _save_placeholder(container: Container, path: Path) -> None:
     from safetensors.torch import save
 
     data = save(placeholder(container), {"format": "pt", STANDING_IN[0]: STANDING_IN[1]})
-    replace_file(os.fspath(path), lambda out: out.write(data))
+    _put(path, data)
+
+
+def _put(path: Path, data: bytes) -> None:
+    def emit(out: IO[bytes]) -> None:
+        out.write(data)
+
+    replace_file(os.fspath(path), emit)
 
 
 def hub_uri(repository: str, beside: str, name: str) -> str:

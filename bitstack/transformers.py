@@ -24,7 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
-from transformers.quantizers import HfQuantizer, auto
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import bsformat
@@ -43,7 +44,7 @@ _TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 _saving: ContextVar[str | None] = ContextVar("bitstack_saving", default=None)
 
 
-class BitStackConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class BitStackConfig(QuantizationConfigMixin):
     """How much of a ``.bstk`` file to load, for ``from_pretrained(..., quantization_config=...)``.
 
     What a repository says of itself in its ``config.json`` is ``file`` and ``root``; the rest is for who loads it.
@@ -75,7 +76,7 @@ class BitStackConfig(QuantizationConfigMixin):  # type: ignore[misc]
         storage_options: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD
         self.file, self.root = file, root
         self.budget, self.context, self.batch, self.progressive = budget, context, batch, progressive
         self.uri, self.network, self.cache = uri, network, cache
@@ -109,7 +110,7 @@ class BitStackConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return {key: value for key, value in vars(self).items() if value != usual[key]}
 
 
-class BitStackQuantizer(HfQuantizer):  # type: ignore[misc]
+class BitStackQuantizer(HfQuantizer):
     """Fills a model of transformers from a ``.bstk``; see the module."""
 
     requires_calibration = False
@@ -214,7 +215,7 @@ class BitStackQuantizer(HfQuantizer):  # type: ignore[misc]
             return None, {}  # adapters alone are saved
         folder = _saving.get()
         if folder is None:
-            raise ModelError("save it with model.save_pretrained(folder)", where=self.quantization_config.file)
+            raise ModelError("save it with model.save_pretrained(folder)", where=str(self.quantization_config.file))
         elastic: Elastic = model.bitstack
         _save_blocks(elastic, Path(folder) / FILE, self.quantization_config)
         self.quantization_config.file, self.quantization_config.uri = FILE, None
