@@ -153,6 +153,7 @@ class BitStackQuantizer(HfQuantizer):
         self._beside = str(files[0]) if files else None
         for part in _PARTS:  # nothing here is loaded, initialised or tied by transformers
             vars(model)[part] = type(vars(model)[part])()
+        model._is_hf_initialized = True
         model.all_tied_weights_keys = {}
         model.tie_weights = tied_already
         model._keys_to_ignore_on_load_unexpected = {".*"}
