@@ -162,11 +162,10 @@ def test_pipelines_and_chat_templates(repository: Path) -> None:
     model, tokenizer = load(repository), AutoTokenizer.from_pretrained(repository)
     talk = pipeline("text-generation", model=model, tokenizer=tokenizer)
     chat = [{"role": "user", "content": "the sea is wide"}]
-    model.generation_config.max_new_tokens = 4
-    (answer,) = talk(chat, do_sample=False)
+    (answer,) = talk(chat, do_sample=False, max_new_tokens=4)
     assert answer["generated_text"][-1]["role"] == "assistant"
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ids = model.generate(**prompt, do_sample=False)
+    ids = model.generate(**prompt, do_sample=False, max_new_tokens=4)
     text = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer["generated_text"][-1]["content"] == text
 
