@@ -189,6 +189,26 @@ def test_a_compiled_graph_is_whole_and_survives_a_resize(repository: Path, tiny_
     torch._dynamo.reset()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_and_moved_to_one(repository: Path, tiny_bstk: Path) -> None:
+    part = middle(tiny_bstk)
+    moved = load(repository, BitStackConfig(part)).to("cuda")
+    assert moved.bitstack.device.type == "cuda"
+    there = load(repository, BitStackConfig(part), device_map="cuda")
+    same = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    for budget in (part, "100%", part):
+        for model in (moved, there):
+            model.bitstack.resize(budget)
+        wanted = bitstack.load(tiny_bstk, budget, "cuda", torch.float32)
+        for model in (moved, there):
+            with torch.inference_mode():
+                found = [m(input_ids=IDS.cuda(), use_cache=False).logits for m in (model, wanted)]
+            assert torch.allclose(*found, atol=1e-3, rtol=1e-3)
+    plain = there.generate(IDS.cuda(), **same)
+    assert torch.equal(plain, there.generate(IDS.cuda(), **same, cache_implementation="static"))  # compiled, captured
+
+
 # --- saving ----------------------------------------------------------------------------------------------------------
 
 
