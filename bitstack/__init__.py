@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from .pipeline import Packed, pack
     from .recipe import Recipe
     from .recipe_file import load_recipe
+    from .transformers import BitStackConfig
 
 _HOMES = {
+    "BitStackConfig": "transformers",
     "BitStackEmbedding": "layers",
     "BitStackLinear": "layers",
     "Elastic": "api",
@@ -37,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BitStackConfig",
     "BitStackEmbedding",
     "BitStackLinear",
     "Elastic",

@@ -259,22 +259,39 @@ def load(
     )
     try:
         shell = Shell(container, device=place, dtype=kind)
-        elastic = Elastic(container, shell, use or Use(context, batch))
-        elastic._start(budget, progressive, progress)
-        shell.check_complete()
+        return fill(container, shell, budget, use or Use(context, batch), progressive, progress, watch)
     except BaseException:
         if container is not uri:
             container.close()
         raise
+
+
+def fill(
+    container: Container,
+    shell: Shell,
+    budget: int | str | None,
+    use: Use,
+    progressive: bool | int | str = False,
+    progress: Callable[[int], object] = lambda n: None,
+    watch: Callable[[Plan], object] = lambda plan: None,
+) -> Any:
+    """Load a budget of blocks into an empty model, and give it its handle; the arguments are those of `load`.
+
+    Raises:
+        SourceError, FormatError, BudgetError, ModelError: as `load`.
+    """
+    elastic = Elastic(container, shell, use)
+    elastic._start(budget, progressive, progress)
+    shell.check_complete()
     # Harnesses such as lm-eval call it on any model; what is tied here shares its blocks already, and has no weight.
-    shell.model.tie_weights = _tied_already
+    shell.model.tie_weights = tied_already
     shell.model.bitstack = elastic
     if progressive is not False:
         elastic.grow(budget, progress, watch)
     return shell.model
 
 
-def _tied_already(*_: Any, **__: Any) -> None:
+def tied_already(*_: Any, **__: Any) -> None:
     """Stands in for `PreTrainedModel.tie_weights`."""
 
 

@@ -13,6 +13,7 @@ from functools import wraps
 from types import MethodType
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from bsformat.errors import ResizeError
@@ -141,6 +142,8 @@ def gate_passes(model: nn.Module, gate: Gate) -> None:
 def _passing(forward: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
     @wraps(forward)  # generation reads the names of its arguments
     def forward_in_pass(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a lock cannot be in a graph: see `Elastic.frozen`
+            return forward(self, *args, **kwargs)
         with gate.passing():
             return forward(self, *args, **kwargs)
 

@@ -15,7 +15,7 @@ class _Packed(nn.Module):
     _like: torch.Tensor
 
     def __init__(self, packed: PackedTensor, dtype: torch.dtype) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # that of a subclass's other base would make a dense weight
         self.packed = packed
         # A buffer of no elements follows `.to(dtype)`, and so says what type the model computes in.
         self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
@@ -42,8 +42,11 @@ class _Packed(nn.Module):
         return self
 
 
-class BitStackLinear(_Packed):
+class BitStackLinear(_Packed, nn.Linear):
     """y = x·Wᵀ + b on a packed W [out_features, in_features]; also in place of transformers' Conv1D.
+
+    Gradients go to x and b, and W stays what it is. To others it is a linear layer, so that adapters know what to do
+    with it.
 
     Args:
         packed: the weight.
@@ -51,7 +54,7 @@ class BitStackLinear(_Packed):
         dtype: the type of its weight, as others see it; the model's.
     """
 
-    bias: nn.Parameter | None
+    bias: nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(
         self, packed: PackedTensor, bias: nn.Parameter | None = None, dtype: torch.dtype = torch.float32
@@ -61,7 +64,7 @@ class BitStackLinear(_Packed):
         self.register_parameter("bias", bias)
 
     @property
-    def weight(self) -> StandIn:
+    def weight(self) -> StandIn:  # type: ignore[override]
         """What acts as the dense weight; `StandIn.dense` rebuilds it."""
         return self.stand_in()
 

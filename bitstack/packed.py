@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from bitstack import kernels
 from bsformat import Form, Tensor
+
+from . import operators
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -51,6 +54,12 @@ class PackedTensor:
         self.row_scale: torch.Tensor | None = None
         self.col_scale: torch.Tensor | None = None
         self._groups: tuple[Levels, ...] = ()
+        #: What compiled graphs know it by.
+        self.number = operators.number(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.number = operators.number(self)  # a copy is another tensor
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +120,11 @@ class PackedTensor:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
         return self._groups[group]
 
-    def _matrix(self, group: int | None) -> kernels.Chain | kernels.Table:
+    def group_rows(self, group: int) -> int:
+        """Rows of W that a chain has."""
+        return min(self.tensor.group_rows, self.tensor.rows - group * self.tensor.group_rows)
+
+    def operand(self, group: int | None) -> kernels.Chain | kernels.Table:
         """What the kernels compute on: one chain, or the table of all of them."""
         if group is not None or (self.device.type != "cuda" and len(self._groups) == 1):
             return self._groups[group or 0].chain
@@ -123,7 +136,7 @@ class PackedTensor:
         if self.row_scale is None or self.col_scale is None:
             raise RuntimeError(f"{self.tensor.name} has no scales yet")
         start = group * self.tensor.group_rows
-        rows = min(self.tensor.group_rows, self.tensor.rows - start)
+        rows = self.group_rows(group)
         col_scale = self.col_scale if self.col_scale.ndim == 1 else self.col_scale[group]
         levels = Levels(kernels.Chain(rows, self.tensor.columns, self.row_scale[start : start + rows], col_scale))
         for form, data in payloads:
@@ -144,17 +157,20 @@ class PackedTensor:
         self._groups = tuple(self._over(number, group) for number, group in enumerate(payloads))
 
     def linear(self, x: torch.Tensor, group: int | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x·Wᵀ + bias: [..., columns] -> [..., rows], in x's type; or those rows that one chain has."""
-        return kernels.linear(x, self._matrix(group), bias=bias)
+        """x·Wᵀ + bias: [..., columns] -> [..., rows], in x's type; or those rows that one chain has.
+
+        Gradients go to x and bias; W has none.
+        """
+        return operators.linear(self, x, group, bias)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of W by number: [...] -> [..., columns]."""
-        out = kernels.rows(self._matrix(None), ids.reshape(-1), dtype=dtype)
+        out = operators.lookup(self, ids.reshape(-1), dtype)
         return out.view(*ids.shape, self.tensor.columns)
 
     def matrix(self, dtype: torch.dtype = torch.float32, group: int | None = None) -> torch.Tensor:
         """W [rows, columns], rebuilt; or the rows of one chain."""
-        return kernels.rebuild(self._matrix(group), dtype=dtype)
+        return kernels.rebuild(self.operand(group), dtype=dtype)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The model's parameter, rebuilt, in its own shape and orientation."""

@@ -72,13 +72,17 @@ class Shell:
 
     Attributes:
         model: the transformers model. It runs once the required blocks are in.
-        device, dtype: where its weights go, and the floating type it computes in.
+        dtype: the floating type it computes in.
         gate: what every forward pass of the model goes through, and every change of its blocks.
+
+    Args:
+        device: where its weights go.
+        model: one that fits the file, its parameters on the meta device; None: the one that the file describes.
     """
 
-    def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.container, self.device, self.dtype = container, device, dtype
-        self.model = _empty_model(container, dtype)
+    def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
+        self.container, self._place, self.dtype = container, device, dtype
+        self.model = _empty_model(container, dtype) if model is None else model
         self._packed: dict[str, PackedTensor] = {}
         self._rooms = _Rooms(container)
         self._scale_of: dict[str, list[tuple[PackedTensor, str]]] = {}
@@ -89,6 +93,11 @@ class Shell:
             owner._buffers[name] = buffer.to(device)
         self.gate = Gate()
         gate_passes(self.model, self.gate)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are now: the model may have been moved since it was loaded."""
+        return next((p.device for p in self._packed.values() if p.row_scale is not None), self._place)
 
     @property
     def widening(self) -> int:
@@ -217,15 +226,15 @@ def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     """The model that ``config.json`` describes, with all parameters on the meta device."""
     from transformers import AutoConfig, GenerationConfig
 
-    settings = _json(container, "config.json")
+    settings = read_json(container, "config.json")
     kind = settings.pop("model_type", None)
     try:
-        config = AutoConfig.for_model(kind, **_harmless(settings))
+        config = AutoConfig.for_model(kind, **harmless(settings))
         with meta_parameters():
             build: Any = model_class(task_of(config)).from_config
             model = build(config, dtype=dtype, trust_remote_code=False)
         if any(a.name == "generation_config.json" for a in container.metadata.attachments):
-            model.generation_config = GenerationConfig.from_dict(_json(container, "generation_config.json"))
+            model.generation_config = GenerationConfig.from_dict(read_json(container, "generation_config.json"))
     except BstkError as error:
         raise ModelError(error.message, where=container.uri, reason=error.reason) from None
     except Exception as error:  # transformers raises whatever it likes on a configuration that makes no sense
@@ -238,16 +247,21 @@ def _empty_model(container: Container, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _harmless(settings: dict[str, Any]) -> dict[str, Any]:
+def harmless(settings: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what names code to fetch and run, in nested ones too."""
     return {
-        key: _harmless(value) if isinstance(value, dict) else value
+        key: harmless(value) if isinstance(value, dict) else value
         for key, value in settings.items()
         if key not in _CODE
     }
 
 
-def _json(container: Container, name: str) -> dict[str, Any]:
+def read_json(container: Container, name: str) -> dict[str, Any]:
+    """An attached file as an object of JSON.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         value = json.loads(container.attachment(name))
     except (ValueError, RecursionError):

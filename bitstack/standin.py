@@ -72,6 +72,27 @@ class StandIn(ABC):
         """The shape, or one entry of it."""
         return self.shape if dim is None else self.shape[dim]
 
+    @property
+    def is_meta(self) -> bool:
+        """As of a weight that is there."""
+        return False
+
+    @property
+    def data(self) -> torch.Tensor:
+        """A copy of the tensor that this stands for; it cannot be put back.
+
+        Raises:
+            TypeError: when it is assigned.
+        """
+        return self.dense()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        raise TypeError(
+            "a packed weight cannot be changed or merged into: keep the adapter beside it, or add it to the dense "
+            "model and pack that"
+        )
+
     def is_floating_point(self) -> bool:
         """As of a weight."""
         return True

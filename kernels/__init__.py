@@ -13,6 +13,7 @@ from .backends import BACKENDS, available_backends
 from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
 from .dispatch import linear, rebuild, rows
+from .gradient import input_gradient
 from .preference import set_backend
 from .sparse import SparseBlock
 from .table import Room, Table, segments
@@ -27,6 +28,7 @@ __all__ = [
     "SparseBlock",
     "Table",
     "available_backends",
+    "input_gradient",
     "linear",
     "payload_bytes",
     "rebuild",

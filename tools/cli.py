@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
         ("repack", "reorder the blocks of a file, drop some, or store them otherwise", repack_options.add_repack),
         ("sign", "check every byte of a file and sign its root", signature_options.add_sign),
+        ("init-repo", "write a directory that transformers loads and a model hub shows", options.add_init_repo),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
         ("eval", "measure quality at several budgets, beside other ways to spend the bytes", eval_options.add_eval),
     ):
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         signature_options.demand(args)
-        return int(import_module(f".{args.command}_command", __package__).run(args))
+        return int(import_module(f".{args.command.replace('-', '_')}_command", __package__).run(args))
 
     return ended(run, "bstk")
 

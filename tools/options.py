@@ -225,6 +225,18 @@ def add_fetch(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_init_repo(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bstk init-repo``."""
+    add_source(parser)
+    add = parser.add_argument
+    add("-o", "--output", metavar="DIR", required=True, help="the directory: new, empty, or written by this command")
+    add("--budget", metavar="SIZE", type=exact, default="100%", help="how much of the file (default: 100%%)")
+    add("--repo-id", metavar="OWNER/NAME", help="where it will be on the hub, for the examples of the model card")
+    add("--base-model", metavar="OWNER/NAME", help="the hub's name of the model that was packed")
+    add("--license", metavar="ID", help="its licence, as the hub names it: apache-2.0, mit, llama3.1, …")
+    add("--title", metavar="TEXT", help="heading of the model card (default: the name of the packed model)")
+
+
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """Options of ``bstk cache``."""
     parser.add_argument(

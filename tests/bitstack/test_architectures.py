@@ -1,6 +1,7 @@
 """Every architecture, packed, loaded and resized: what holds for all of them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import bsformat
 from bitstack.layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from bitstack.packed import PackedTensor
 from bitstack.targets import survey
+from bitstack.task import model_class, task_of
 
 #: kind -> how many tensors are packed, and one of them that says something about the architecture.
 PACKED = {
@@ -223,3 +225,23 @@ def test_stand_ins_follow_the_model_to_another_type(loaded: Callable[..., Any], 
     assert got.dtype == torch.bfloat16
     # Eight bits of mantissa through two layers; measured 0.005 to 0.02.
     assert error(got.float(), wanted) < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_it_from_a_directory(
+    packed: Callable[[str], Any], loaded: Callable[..., Any], kind: str, tmp_path: Path
+) -> None:
+    import bitstack.transformers  # noqa: F401
+    from bitstack.repository import write_repository
+
+    write_repository(packed(kind).path, tmp_path / "repository")
+    auto = model_class(task_of(packed(kind).model.config))
+    model = auto.from_pretrained(tmp_path / "repository", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "saved")
+    again = auto.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = run(loaded(kind, dtype=torch.float32))
+        assert torch.equal(run(model), wanted)
+        assert torch.equal(run(again), wanted)
+    model.bitstack.close()
+    again.bitstack.close()
