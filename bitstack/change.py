@@ -8,7 +8,7 @@ from bsformat import Block
 from bsformat.errors import ResizeError
 
 from .packed import Levels, PackedTensor
-from .staging import HostCopies, uploads_to
+from .staging import HostCopies, Staging, uploads_to
 
 
 class Change:
@@ -32,7 +32,7 @@ class Change:
         device: torch.device,
     ) -> None:
         self._packed, self._raw, self._device = packed, raw, device
-        self._uploads: dict[torch.device, HostCopies] = {}
+        self._uploads: dict[torch.device, Staging | HostCopies] = {}
         self._before: dict[str, dict[int, Levels]] = {}
         self._after: dict[str, dict[int, Levels]] = {}
 

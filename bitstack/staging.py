@@ -176,16 +176,14 @@ class HostCopies:
         """Nothing is under way."""
 
 
-def uploads_to(device: torch.device) -> HostCopies:
+def uploads_to(device: torch.device) -> Staging | HostCopies:
     """What copies payloads to a device; call it with each, and ``finish`` at the end.
 
-    In one go also to a GPU: `Staging` is held by tests of its order only, and is used once it was measured on one.
+    In one go also to a GPU, until `tools.bench.to_device` shows that `Staging` is faster there.
     """
     return HostCopies(device)
 
 
 def _fill(place: torch.Tensor, payload: memoryview) -> None:
-    if payload.readonly:  # torch warns of tensors over what may not be written to
-        place.numpy().data[:] = payload
-    else:
-        place.copy_(torch.frombuffer(payload, dtype=torch.uint8))
+    # Not torch's copy: it shares even small ones out to threads, which is slow where these have other things to do.
+    place.numpy().data[:] = payload

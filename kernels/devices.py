@@ -12,6 +12,12 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 @cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a CUDA device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
 def has_bit_products(device: torch.device) -> bool:
     """Whether `hopper` is for a device: compute capability 9.0, and NVRTC there to compile for it."""
     if device.type != "cuda" or capability(device) != (9, 0):

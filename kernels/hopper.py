@@ -12,22 +12,20 @@ from typing import Final
 import torch
 
 from .cuda_driver import Kernel, Module
-from .table import FIELD_NAMES, FIELDS, Table
+from .shares import FIELDS as SHARE_FIELDS
+from .table import FIELD_NAMES, FIELDS, SLICE, TILE, Table
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
 """Bits of a number of Z, by the type of x: more than x has, since a slice of columns shares a step."""
 TOKENS: Final = 2
 """Tokens that one launch takes; more take several."""
-SLICE: Final = 2048
-"""Columns of a slice."""
-TILE: Final = 64
-"""Rows of a tile."""
-_SHARED_BYTES: Final = 216 << 10
+_SHARED_BYTES: Final = 220 << 10
 """Shared memory that a program may have, beside what the source declares."""
-_STAGE_BYTES: Final = 8192
-_U_BYTES: Final = 8 * (TILE * 32 + 16)
-_THREADS: Final = 384
-_PARTS: Final = ("common", "units", "scale", "multiply")
+_STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16
+_THREADS: Final = 20 * 32
+_TILE_PARTS: Final = 4
+"""Programs that add up the entries of a tile of a sparse block."""
+_PARTS: Final = ("common", "units", "scale", "ring", "finish", "multiply")
 """Of the source, in this order."""
 _SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -36,7 +34,10 @@ class _Arguments(ctypes.Structure):
     """`Args` of the source."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "row_scale", "col_scale", "bias", "table", "counts", "maps")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("x", "row_scale", "col_scale", "bias", "table", "counts", "maps", "shares")
+        ),
         *((name, ctypes.c_void_p) for name in ("z", "partial", "arrived", "y")),
         *((name, ctypes.c_int) for name in ("rows", "chain_rows", "columns", "col_stride", "n_chains", "capacity")),
         *((name, ctypes.c_int) for name in ("tiles", "slices", "row_type", "col_type", "bias_type")),
@@ -58,16 +59,16 @@ class _Variant:
         return self.tokens * self.ranks * (self.bits * SLICE // 8 + 4 * (1 + SLICE // 128))
 
     def sizes(self) -> tuple[int, int, int]:
-        """Buffers for Z, stages of the ring of signs, and the shared bytes of both and of the rows of U."""
+        """Buffers for Z, stages of the ring of signs, and bytes of shared memory of both."""
         buffers = 2 if self.tokens == 1 else 1
-        fixed = buffers * (-(-self.z_bytes // 1024) * 1024) + _U_BYTES
-        stages = (_SHARED_BYTES - fixed) // _STAGE_BYTES
+        fixed = buffers * (-(-self.z_bytes // 1024) * 1024)
+        stages = min(8, (_SHARED_BYTES - fixed) // _STAGE_BYTES)
         return buffers, stages, fixed + stages * _STAGE_BYTES
 
     def source(self) -> str:
         """The source with all that it leaves open."""
         buffers, stages, _ = self.sizes()
-        n = self.bits * self.ranks
+        n = self.bits * 8
         open_ = {
             "BITS": self.bits,
             "RANKS": self.ranks,
@@ -76,16 +77,21 @@ class _Variant:
             "STAGES": stages,
             "Z_BUFFERS": buffers,
             "SIGN8": 2,
+            "TILE_PARTS": _TILE_PARTS,
             "FIELDS": FIELDS,
+            "SHARE_FIELDS": SHARE_FIELDS,
             **{name: number for number, name in enumerate(FIELD_NAMES)},
         }
         # One product of 64 rows of signs, N columns and 256 bits; the sums are N / 2 registers of each of 128 threads.
+        # What describes the factors to the tensor cores differs in its lower half alone: DESCRIBED is the upper one.
         sums = ", ".join(f"%{i}" for i in range(n // 2))
         operands = ", ".join(f'"+r"((acc)[{i}])' for i in range(n // 2))
+        left, right, add = (f"%{n // 2 + i}" for i in range(3))
         product = (
-            f'#define WGMMA(acc, a, b, add) asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{n // 2 + 2}, 0; '
-            f'wgmma.mma_async.sync.aligned.m64n{n}k256.s32.b1.b1.and.popc {{{sums}}}, %{n // 2}, %{n // 2 + 1}, p; }}" '
-            f': {operands} : "l"(a), "l"(b), "r"((int)(add)))'
+            f'#define WGMMA(acc, a, b, add) asm volatile("{{ .reg .pred p; .reg .b64 d, e; setp.ne.b32 p, {add}, 0; '
+            f"mov.b64 d, {{{left}, %{n // 2 + 3}}}; mov.b64 e, {{{right}, %{n // 2 + 3}}}; "
+            f'wgmma.mma_async.sync.aligned.m64n{n}k256.s32.b1.b1.and.popc {{{sums}}}, d, e, p; }}" '
+            f': {operands} : "r"(a), "r"(b), "r"((int)(add)), "n"(DESCRIBED))'
         )
         defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
         texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in _PARTS]
@@ -98,14 +104,9 @@ def _kernels(variant: _Variant, device: int) -> tuple[Kernel, Kernel]:
     return module.kernel("scale_input"), module.kernel("multiply", variant.sizes()[2])
 
 
-@cache
-def _programs(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def takes(x: torch.Tensor, table: Table) -> bool:
     """Whether these kernels are for such an input and such a matrix."""
-    return x.dtype in BITS and table.maps is not None
+    return x.dtype in BITS and table.shares is not None
 
 
 def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
@@ -130,10 +131,13 @@ def _multiply(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: tor
         bias = bias.float()
     slices, tiles = -(-table.columns // SLICE), -(-table.chain_rows // TILE)
     places = table.n_chains * table.capacity
+    sums = places * tiles * slices * (table.ranks // 8) * len(x)
+    partial = torch.empty(sums * TILE, dtype=torch.float32, device=x.device)
     z = torch.empty(places * slices * variant.z_bytes, dtype=torch.uint8, device=x.device)
-    partial = torch.empty(places * tiles * slices * len(x) * TILE, dtype=torch.float32, device=x.device)
     arrived = torch.empty(table.n_chains * tiles, dtype=torch.int32, device=x.device)
-    tensors = (x, table.row_scale, table.col_scale, bias, table.rows_of_table, table.counts, table.maps)
+    if table.shares is None:  # `takes` asks for it
+        raise ValueError("the table has no shares: rows of signs are not a multiple of 16 bytes")
+    tensors = (x, table.row_scale, table.col_scale, bias, table.rows_of_table, table.counts, table.maps, table.shares)
     arguments = _Arguments(
         *(None if t is None else t.data_ptr() for t in (*tensors, z, partial, arrived, out)),
         *(table.rows, table.chain_rows, table.columns, table.col_stride, table.n_chains, table.capacity, tiles, slices),
@@ -141,6 +145,6 @@ def _multiply(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: tor
         _SCALE_TYPES[table.col_scale.dtype],
         0 if bias is None else _SCALE_TYPES[bias.dtype],
     )
-    scalers = slices * (SLICE // 128) * table.capacity + (tiles if table.sparse else 0)
+    scalers = slices * (SLICE // 128) * table.capacity + (_TILE_PARTS * tiles if table.sparse else 0)
     scale_input.launch((scalers, table.n_chains, 1), 32 * table.ranks, arguments)
-    multiply.launch((_programs(x.device), 1, 1), _THREADS, arguments)
+    multiply.launch((len(table.shares) - 1, 1, 1), _THREADS, arguments)

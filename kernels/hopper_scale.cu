@@ -14,82 +14,93 @@ __device__ inline u32 transposed(u32 word, int lane) {
 
 // The largest |x · col_scale| of each 256 columns of a slice, as a whole number, in which what is no number is larger than
 // all others.
-template <int TYPE> __device__ inline void find_largest(const Args& a, const u16* x, i64 own, int first, u32* most) {
-    u32 found[SLICE / SCALERS];
+#define EACH (SLICE / SCALERS)
+template <int TYPE> __device__ inline void load_scales(const Args& a, i64 own, int first, float (&scales)[EACH]) {
 #pragma unroll
-    for (int i = 0; i < SLICE / SCALERS; i++) {
+    for (int i = 0; i < EACH; i++) {
         const int column = first + i * SCALERS + (int)threadIdx.x;
-        found[i] = column < a.columns ? __float_as_uint(fabsf(narrow_value(x[column]) * typed_value(a.col_scale, own + column, TYPE))) : 0;
+        scales[i] = column < a.columns ? typed_value(a.col_scale, own + column, TYPE) : 0.f;
+    }
+}
+__device__ inline void find_largest(const Args& a, const u16* x, int first, const float (&scales)[EACH], u32* most) {
+    u16 raw[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int column = first + i * SCALERS + (int)threadIdx.x;
+        raw[i] = column < a.columns ? x[column] : 0;
     }
 #pragma unroll
-    for (int i = 0; i < SLICE / SCALERS; i++) {
-        const u32 m = __reduce_max_sync(~0u, found[i]);
+    for (int i = 0; i < EACH; i++) {
+        const u32 m = __reduce_max_sync(~0u, __float_as_uint(fabsf(narrow_value(raw[i]) * scales[i])));
         if ((threadIdx.x & 31) == 0) atomicMax(&most[(i * SCALERS + threadIdx.x) / 256], m);
     }
 }
 
-// What the entries of a tile of rows of a sparse block add: eight lanes for a row, four entries of each at a time.
-__device__ inline void sum_entries(const Args& a, const i64* row, int chain, int tile, int token, float* out) {
-    const int lane = threadIdx.x & 31, n_rows = rows_of(a, chain);
+// What the entries of a part of a tile of rows of a sparse block add: some lanes for a row, four entries of each at a time.
+#define PART (TILE / TILE_PARTS)
+#define LANES (SCALERS / PART)
+__device__ inline void sum_entries(const Args& a, const i64* row, int chain, int tile, int part, int token, float* out) {
+    const int lane = threadIdx.x % LANES, within = part * PART + threadIdx.x / LANES, n_rows = rows_of(a, chain);
     const int* starts = (const int*)row[FIRST];
-    const bool brief = row[WIDTH] == 2;
     const int count = (int)row[RANK];
     const u16* indices = (const u16*)row[V];
     const u8* values = (const u8*)row[STRIDE];
     const i64 own = (i64)chain * a.col_stride;
     const float size = *(const float*)row[SCALE];
     const u16* x = a.x + (i64)token * a.columns;
-    for (int within = (threadIdx.x >> 3); within < TILE; within += SCALERS / 8) {
-        int at[2];
+    int at[2];
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int r = tile * TILE + within + e;
-            at[e] = r >= n_rows ? count : starts[r >> 6] + (brief ? (int)((const u16*)row[U])[r] : ((const int*)row[U])[r]);
-        }
-        float total = 0.f;
-        for (int e = at[0] + (lane & 7); e < at[1]; e += 32) {
-            int columns[4];
-            u8 codes[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int i = e + k * 8;
-                columns[k] = i < at[1] ? indices[i] : 0;
-                codes[k] = i < at[1] ? values[i] : 0;
-            }
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                if (e + k * 8 < at[1])
-                    total += narrow_value(x[columns[k]]) * typed_value(a.col_scale, own + columns[k], a.col_type) * byte_value(codes[k]);
-        }
-        for (int d = 1; d < 8; d <<= 1) total += __shfl_xor_sync(~0u, total, d);
-        if ((lane & 7) == 0) out[within] = total * size;
+    for (int e = 0; e < 2; e++) {
+        const int r = tile * TILE + within + e;
+        at[e] = r >= n_rows ? count : starts[r >> 6] + (row[WIDTH] == 2 ? (int)((const u16*)row[U])[r] : ((const int*)row[U])[r]);
     }
+    float total = 0.f;
+    for (int e = at[0] + lane; e < at[1]; e += 4 * LANES) {
+        int columns[4];
+        u8 codes[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int i = e + k * LANES;
+            columns[k] = i < at[1] ? indices[i] : 0;
+            codes[k] = i < at[1] ? values[i] : 0;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (e + k * LANES < at[1]) total += narrow_value(x[columns[k]]) * typed_value(a.col_scale, own + columns[k], a.col_type) * byte_value(codes[k]);
+    }
+#pragma unroll
+    for (int d = 1; d < LANES; d <<= 1) total += __shfl_xor_sync(~0u, total, d);
+    if (lane == 0) out[within] = total * size;
+}
+
+// Nothing has been added to any tile of a chain: for `multiply`.
+__device__ inline void clear_counters(const Args& a, int chain, int segment, int chunks) {
+    if (segment == 0)
+        for (int i = blockIdx.x * SCALERS + threadIdx.x; i < a.tiles; i += chunks * SCALERS) a.arrived[chain * a.tiles + i] = 0;
 }
 
 // Z of 128 columns of a slice for one segment of one chain: each thread has four columns of the factors at one column of W,
 // and each bit of the numbers is a row of a tile, as the tensor cores read it. Programs (128 columns · segments, chain); the
 // further ones add up the single entries of a tile of rows.
 extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_constant__ Args a) {
-    // What came before is done, and `multiply` may begin.
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    // `multiply` may begin.
     asm volatile("griddepcontrol.launch_dependents;");
     __shared__ u32 most[V_GROUPS];
     __shared__ float inverse[RANKS];
     __shared__ int sums[4][RANKS];
-    __shared__ __align__(16) u32 bits[N * 4];
+    __shared__ __align__(16) u32 bits[BITS * RANKS * 4];
     const int chunks = a.slices * PARTS, segment = blockIdx.x / chunks, chain = blockIdx.y;
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, k = (thread >> 7) * 4;
     if (segment >= a.capacity) {
-        const int tile = blockIdx.x - chunks * a.capacity;
+        const int other = blockIdx.x - chunks * a.capacity, tile = other / TILE_PARTS;
+        wait_for_input();
         if (tile >= tiles_of(a, chain)) return;
         for (int s = a.counts[2 * chain + 1]; s < a.counts[2 * chain]; s++)
             for (int t = 0; t < TOKENS; t++)
-                sum_entries(a, a.table + ((i64)chain * a.capacity + s) * FIELDS, chain, tile, t,
-                            a.partial + (((i64)(chain * a.tiles + tile) * a.capacity + s) * a.slices * TOKENS + t) * TILE);
+                sum_entries(a, a.table + ((i64)chain * a.capacity + s) * FIELDS, chain, tile, other % TILE_PARTS, t,
+                            a.partial + slot(a, chain, tile, s, 0, 0, t) * TILE);
         return;
     }
-    if (segment == 0)
-        for (int i = blockIdx.x * SCALERS + thread; i < a.tiles; i += chunks * SCALERS) a.arrived[chain * a.tiles + i] = 0;
     const int chunk = blockIdx.x % chunks, slice = chunk / PARTS, part = chunk % PARTS, first = slice * SLICE;
     const int column = first + part * 128 + (thread & 127);
     const bool inside = column < a.columns;
@@ -97,7 +108,11 @@ extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_c
     const i64* row = a.table + place * FIELDS;
     const bool wanted = segment < a.counts[2 * chain + 1] && row[SHARED] == segment;
     const float c = inside ? typed_value(a.col_scale, own + column, a.col_type) : 0.f;
-    if (!wanted) return;
+    if (!wanted) {
+        wait_for_input();
+        clear_counters(a, chain, segment, chunks);
+        return;
+    }
     const int width = (int)row[WIDTH], rank = (int)row[RANK], kind = (int)row[KIND];
     const bool bytes = kind == SIGN8;
     const u8* v = (const u8*)row[V];
@@ -123,15 +138,19 @@ extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_c
             v_max[g] = thread < width && first + g * 256 < a.columns ? ((const float*)row[V_MAX])[(first / 256 + g) * RANKS + thread] : 0.f;
     }
     u8* z = a.z + (place * a.slices + slice) * Z_ALL;
+    float scales[EACH];
+    if (a.col_type == 0) load_scales<0>(a, own, first, scales);
+    else if (a.col_type == 1) load_scales<1>(a, own, first, scales);
+    else load_scales<2>(a, own, first, scales);
+    wait_for_input();
+    clear_counters(a, chain, segment, chunks);
     for (int t = 0; t < TOKENS; t++) {
         const u16* x = a.x + (i64)t * a.columns;
         const float xc = inside ? narrow_value(x[column]) * c : 0.f;
         if (thread < V_GROUPS) most[thread] = 0;
         if (thread < 4 * RANKS) sums[thread / RANKS][thread % RANKS] = 0;
         __syncthreads();
-        if (a.col_type == 0) find_largest<0>(a, x, own, first, most);
-        else if (a.col_type == 1) find_largest<1>(a, x, own, first, most);
-        else find_largest<2>(a, x, own, first, most);
+        find_largest(a, x, first, scales, most);
         __syncthreads();
         if (thread < RANKS) {
             float bound = 0;
@@ -166,8 +185,11 @@ extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_c
             if (bit < BITS) bits[(bit * RANKS + k + 2 * p + (lane >> 4)) * 4 + (warp & 3)] = word;
         }
         __syncthreads();
-        u8* to = z + part / 8 * Z_HALF + t * Z_TILE;
-        for (int n = thread; n < N; n += SCALERS) *(uint4*)(to + n * 128 + (part % 8 * 16 ^ (n & 7) << 4)) = ((const uint4*)bits)[n];
+        for (int n = thread; n < BITS * RANKS; n += SCALERS) {
+            const int b = n / RANKS, r = n % RANKS;
+            u8* to = z + part / 8 * Z_HALF + (t * GROUPS + r / 8) * Z_TILE;
+            *(uint4*)(to + (b * 8 + r % 8) * 128 + (part % 8 * 16 ^ (r & 7) << 4)) = ((const uint4*)bits)[n];
+        }
         if (thread < RANKS)
             ((int*)(z + Z_BYTES))[TOKENS * RANKS + (part * TOKENS + t) * RANKS + thread] = sums[0][thread] + sums[1][thread] + sums[2][thread] + sums[3][thread];
         __syncthreads();

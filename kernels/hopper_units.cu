@@ -1,6 +1,6 @@
 // Units of work, and what a program does when all units of a tile are done.
 
-// Units of work in one order: chain, slice, segment, tile of rows. Neighbours that share Z are a group.
+// Units of work in one order: chain, slice, segment, tile of rows.
 struct Unit {
     int chain, slice, segment, tile, segments, tiles;
     __device__ void enter(const Args& a) { segments = a.counts[2 * chain + 1], tiles = tiles_of(a, chain); }
@@ -17,8 +17,9 @@ struct Unit {
         segment = u / tiles;
         tile = u - segment * tiles;
     }
-    __device__ void next(const Args& a) {
-        if (++tile < tiles) return;
+    // Units from here on that differ in their tile only, of `most`.
+    __device__ int run(int most) const { return min(tiles - tile, most); }
+    __device__ void next_run(const Args& a) {
         tile = 0;
         if (++segment < segments) return;
         segment = 0;
@@ -30,7 +31,16 @@ struct Unit {
         } while (segments == 0);
     }
     __device__ i64 place(const Args& a) const { return (i64)chain * a.capacity + segment; }
+    __device__ const i64* row(const Args& a) const { return a.table + place(a) * FIELDS; }
 };
+
+// Where the share of a program begins, of `total`, and how many there are in it.
+__device__ inline int share(int total, int& count) {
+    if (total == 0) return count = 0;
+    const int programs = gridDim.x, program = blockIdx.x, each = (int)((u32)total / (u32)programs), more = total - each * programs;
+    count = each + (program < more);
+    return program * each + min(program, more);
+}
 
 // A tile of rows without signs, which one program finishes alone.
 struct Tile {
@@ -75,30 +85,7 @@ __device__ inline void load_four(const void* p, i64 at, int count, int type, u32
 }
 __device__ inline float word_value(u32 w, int type) { return type == 0 ? __uint_as_float(w) : type == 1 ? half_value((u16)w) : bfloat_value((u16)w); }
 
-// Four rows of a tile that nobody adds to any more.
-__device__ inline void finish(const Args& a, int there, int quarter, int slots) {
-    const int chain = there / a.tiles, tile = there - chain * a.tiles, r = tile * TILE + quarter * 4, n_rows = rows_of(a, chain);
-    const int n_slots = a.counts[2 * chain] * a.slices, dense = a.counts[2 * chain + 1] * a.slices;
-    const i64 m = (i64)chain * a.chain_rows + r;
-    u32 scale[4] = {0, 0, 0, 0}, bias[4] = {0, 0, 0, 0};
-    load_four(a.row_scale, m, n_rows - r, a.row_type, scale);
-    if (a.bias) load_four(a.bias, m, n_rows - r, a.bias_type, bias);
-    for (int t = 0; t < TOKENS; t++) {
-        const float4* sums = (const float4*)(a.partial + ((i64)there * slots * TOKENS + t) * TILE) + quarter;
-        float4 total = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 8
-        for (int s = 0; s < dense; s++) {
-            const float4 v = __ldcg(sums + s * TOKENS * TILE / 4);
-            total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
-        }
-        for (int s = dense; s < n_slots; s += a.slices) {
-            const float4 v = __ldcg(sums + s * TOKENS * TILE / 4);
-            total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
-        }
-        const float all[4] = {total.x, total.y, total.z, total.w};
-        u16* y = a.y + (i64)t * a.rows + m;
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (r + i < n_rows) y[i] = narrow(all[i] * word_value(scale[i], a.row_type) + word_value(bias[i], a.bias_type));
-    }
+// Which sum of 64 rows that is, of the sums of a tile for all segments, slices, columns of the factors and tokens.
+__device__ inline i64 slot(const Args& a, int chain, int tile, int segment, int slice, int group, int token) {
+    return ((((i64)(chain * a.tiles + tile) * a.capacity + segment) * a.slices + slice) * GROUPS + group) * TOKENS + token;
 }

@@ -4,17 +4,21 @@ A model grows and shrinks by writing rows and a number: kernels, launches and ca
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
 
 from .blocks import LowRankBlock, SignBlock, require
 from .chain import Block, Chain
-from .devices import has_bit_products
+from .devices import has_bit_products, multiprocessors
+from .shares import FIELDS as SHARE_FIELDS
+from .shares import shares
 from .sparse import SparseBlock
 
 FIELD_NAMES: Final = (
@@ -28,6 +32,9 @@ _SIGN16, _SIGN8, _SPARSE = 1, 2, 3
 RANKS: Final = 16
 """Most columns of the factors that one segment takes; a block of a larger rank is several segments."""
 _ALIGN: Final = 16
+SLICE: Final = 2048
+"""Columns of a slice, and rows of a tile, of which `hopper` takes one of each at a time."""
+TILE: Final = 64
 V_COLUMNS: Final = 256
 """Columns of the matrix of which the largest of V is known."""
 MAP_BYTES: Final = 128
@@ -82,6 +89,7 @@ class Table:
         rows_of_table: int64 [chains, capacity, FIELDS].
         counts: int32 [chains, 2], segments of each, and how many of them have signs; these are first.
         maps: uint8 [chains, capacity, MAP_BYTES] where `hopper` is for the device, else None.
+        shares: int32 [programs + 1, 8], what each program of `hopper` does, where there are `maps`, else None.
         align: what the address of every row of signs is a multiple of.
 
     Args:
@@ -131,9 +139,13 @@ class Table:
             self.rows_of_table = torch.zeros(self.n_chains, self.capacity, FIELDS, dtype=torch.int64, device=device)
             self.counts = torch.zeros(self.n_chains, 2, dtype=torch.int32, device=device)
             self.maps: torch.Tensor | None = None
+            self.shares: torch.Tensor | None = None
             if has_bit_products(device) and self.row_bytes % _ALIGN == 0:
                 self.maps = torch.zeros(self.n_chains, self.capacity, MAP_BYTES, dtype=torch.uint8, device=device)
+                programs = multiprocessors(device)
+                self.shares = torch.zeros(programs + 1, SHARE_FIELDS, dtype=torch.int32, device=device)
         self._ones: torch.Tensor | None = None
+        self._runs: list[tuple[int, ...]] = [() for _ in chains]
         self._held: list[list[torch.Tensor]] = [[] for _ in chains]
         self._largest: list[dict[int, tuple[torch.Tensor, list[torch.Tensor]]]] = [{} for _ in chains]
         self._chains: list[Chain | None] = [None] * len(chains)
@@ -177,6 +189,12 @@ class Table:
                 self.maps[number, : len(lines)].copy_(
                     torch.frombuffer(bytearray(described), dtype=torch.uint8).view(-1, MAP_BYTES)
                 )
+        # How many segments share each V, one after the other.
+        self._runs[number] = tuple(Counter(line[-1] for line in lines if line[0] != _SPARSE).values())
+        if self.shares is not None:
+            tiles = [-(-min(self.chain_rows, self.rows - n * self.chain_rows) // TILE) for n in range(self.n_chains)]
+            chains = tuple(zip(tiles, self._runs, strict=True))
+            self.shares.copy_(_shares_of(chains, -(-self.columns // SLICE), len(self.shares) - 1))
         self.counts[number].copy_(count)
         self._held[number], self._chains[number] = held, chain
         factors = {id(block.v) for block in chain.blocks if not isinstance(block, SparseBlock)}
@@ -247,6 +265,12 @@ class Table:
         if self._ones is None:
             self._ones = torch.full((self.row_bytes,), 255, dtype=torch.uint8, device=self.device)
         return self._ones
+
+
+@lru_cache(maxsize=1024)
+def _shares_of(*arguments: Any) -> torch.Tensor:
+    # Layers are alike: most of them find theirs made.
+    return torch.tensor(shares(*arguments), dtype=torch.int32)
 
 
 def _rank(block: Block) -> int:
