@@ -22,8 +22,8 @@ import torch
 import bitstack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-name, budget = sys.argv[1], int(sys.argv[2])
-model = AutoModelForCausalLM.from_pretrained(name, quantization_config=bitstack.BitStackConfig(budget=budget, cache=False))
+name, config = sys.argv[1], bitstack.BitStackConfig(budget=int(sys.argv[2]), cache=False)
+model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config)
 tokenizer = AutoTokenizer.from_pretrained(name)
 ids = tokenizer("the sea is wide", return_tensors="pt").input_ids
 with torch.inference_mode():
