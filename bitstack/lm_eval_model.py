@@ -113,7 +113,7 @@ class BitStackLM(LoadedLM):
             _budget(budget),
             _device(device),
             _dtype(dtype),
-            root=None if root is None else str(root),
+            root=None if root is None else str(root).strip("'\""),
             network=network,
             cache=cache,
             use=use,
@@ -210,4 +210,5 @@ def _processes() -> Any:
         return None
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=52))])
+    waiting = InitProcessGroupKwargs(timeout=timedelta(weeks=52))  # as lm-eval: one may have far more to do
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])

@@ -282,17 +282,29 @@ runpy.run_module("bitstack.lm_eval", run_name="__main__", alter_sys=True)
 """
 
 
-def test_the_command(tasks: Path, tiny_bstk: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-W", "ignore", "-c", COMMAND]
+def test_the_command_in_two_processes(ask: Callable[..., Any], tasks: Path, tiny_bstk: Path, tmp_path: Path) -> None:
+    """As ``accelerate launch -m bitstack.lm_eval`` starts them: each takes half of the questions."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "command.py")]
     args = ["--model", "bitstack", "--model_args", f"path={tiny_bstk},budget=100%", "--include_path", str(tasks)]
-    options = ["--tasks", "follow", "--batch_size", "2", "--output_path", str(tmp_path / "out")]
-    done = subprocess.run([*command, *args, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    options = ["--tasks", "follow", "--batch_size", "2", "--log_samples", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", *launch, *args, *options],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert "|follow|" in done.stdout
+    assert done.stdout.count("|follow|") == 1
     (found,) = (tmp_path / "out").rglob("results_*.json")
     result = json.loads(found.read_text())
     assert result["config"]["bitstack_uri"] == str(tiny_bstk)
-    assert result["n-samples"]["follow"]["effective"] == 6
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    (alone,) = answers(ask("bitstack", f"path={tiny_bstk},budget=100%", ("follow",), batch_size=2)).values()
+    together = [float(row["resps"][0][0][0]) for row in rows]
+    assert together == pytest.approx([resps[0][0][0] for resps in alone], abs=1e-4)
 
 
 def test_an_error_of_the_command_is_one_line(
