@@ -19,11 +19,12 @@ import fsspec
 import yarl
 
 from .answers import Answer, Headers, LinkError
-from .errors import AccessDeniedError, SourceChangedError, SourceError
+from .errors import SourceChangedError, SourceError
 from .forward import KEPT_BYTES
 from .http import HttpSource
 from .http_failures import Refused, failure_of
-from .hub_file import LOG_IN, HubFile, is_commit
+from .hub_file import HubFile, is_commit
+from .hub_settings import authorization, downloaded, library_settings, usual_proxy
 from .network import TRANSIENT, Network, Patience, Transient, retry_after, without_secrets
 from .redirects import MAX_REDIRECTS, REDIRECTS, Requester
 from .source import ByteSource, FileSource, the_only
@@ -50,71 +51,29 @@ def open_hub(uri: str, network: Network | None, options: Mapping[str, Any]) -> B
         SourceError: no such repository, revision or file; no access; no answer; or huggingface_hub is offline.
     """
     file, rest = HubFile.parse(uri), dict(options)
-    library = _library(file)
+    library = library_settings(file)
     endpoint = str(rest.pop("endpoint", None) or os.environ.get("HF_ENDPOINT") or library.ENDPOINT).rstrip("/")
     if library.HF_HUB_OFFLINE:
-        if (local := _downloaded(file)) is None:
+        if (local := downloaded(file)) is None:
             raise SourceError(
                 "huggingface_hub is offline (HF_HUB_OFFLINE), and has not downloaded this file: go online, or name a "
                 "local file",
                 where=file.uri,
             )
         return FileSource(local)
-    authorization = _authorization(rest.pop("token", None), library, file)
-    headers = {**dict(rest.pop("headers", {})), **authorization}
+    sent = authorization(rest.pop("token", None), library, file)
+    headers = {**dict(rest.pop("headers", {})), **sent}
+    if not {"proxy", "client_kwargs"} & set(rest) and (proxy := usual_proxy(endpoint)):
+        rest["proxy"] = proxy
     fs = fsspec.filesystem("http", headers=headers, skip_instance_cache=True, **rest)
     hub = _Hub(fs, endpoint, network or Network(), "Authorization" in headers)
     if not file.path:
         file = file.at(path=hub.only_file(file))
     source = hub.find(file)
-    if (local := _downloaded(source.file)) is not None:
+    if (local := downloaded(source.file)) is not None:
         source.close()
         return FileSource(local)
     return source
-
-
-def _library(file: HubFile) -> Any:
-    """The constants of huggingface_hub, which come from the environment."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        raise SourceError("hf:// needs huggingface_hub: pip install huggingface_hub", where=file.uri) from None
-    return constants
-
-
-def _authorization(token: str | bool | None, library: Any, file: HubFile) -> dict[str, str]:
-    """The header with the token that was given, or the one that huggingface_hub has."""
-    from huggingface_hub import get_token
-
-    if token is True or (token is None and not library.HF_HUB_DISABLE_IMPLICIT_TOKEN):
-        wanted, token = token, None
-        try:
-            token = get_token()
-        except Exception as error:  # it looks into files and secret stores and, in some places, asks a server
-            text = " ".join(str(error).split())[:200]
-            raise AccessDeniedError(f"no token can be had: {text}; {LOG_IN}", where=file.uri) from None
-        if wanted and not token:
-            raise AccessDeniedError(f"a token was asked for, and there is none: {LOG_IN}", where=file.uri)
-    if not token:
-        return {}
-    text = str(token).strip()
-    if not re.fullmatch(r"[!-~]+", text):  # and it is not shown
-        raise AccessDeniedError(f"the token is no text without spaces: {LOG_IN}", where=file.uri)
-    return {"Authorization": f"Bearer {text}"}
-
-
-def _downloaded(file: HubFile) -> str | None:
-    """The path of a file that huggingface_hub has downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if not file.path:
-        return None
-    kind = file.kind.removesuffix("s")
-    try:
-        path = try_to_load_from_cache(file.repository, file.path, revision=file.revision, repo_type=kind)
-    except ValueError as error:  # of names that no repository can have
-        raise SourceError(f"names no repository: {' '.join(str(error).split())[:200]}", where=file.uri) from None
-    return path if isinstance(path, str) else None
 
 
 class _HubRequester(Requester):

@@ -180,6 +180,20 @@ def test_names_with_spaces_and_revisions_with_slashes(hub: Hub) -> None:
     assert source.get(5, 5) == DATA[5:10]
 
 
+def test_a_proxy_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.repository().commit({"model.bstk": SMALL})
+    monkeypatch.setenv("http_proxy", hub.endpoint)
+    monkeypatch.delenv("no_proxy", raising=False)
+    source = opened(endpoint="http://hub.invalid")
+    assert source.start(10) == (SMALL[:10], len(SMALL))
+    assert source.get(100, 10) == SMALL[100:110]
+    url = "http://hub.invalid/someone/tiny/resolve"
+    assert [r.path for r in hub.requests] == [f"{url}/{rev}/model.bstk" for rev in ("main", commit, commit)]
+    monkeypatch.setenv("no_proxy", "hub.invalid")
+    with pytest.raises(SourceError, match="cannot connect"):
+        opened(endpoint="http://hub.invalid")
+
+
 # --- the token --------------------------------------------------------------------------------------------------------
 
 
