@@ -194,6 +194,23 @@ def test_a_proxy_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
         opened(endpoint="http://hub.invalid")
 
 
+def test_the_hub_of_these_tests_speaks_as_huggingface_hub_wants_it(hub: Hub) -> None:
+    """Else they would prove nothing of real ones: its file system reads the same bytes, its list has the same names."""
+    from huggingface_hub import HfApi, HfFileSystem
+
+    commit = hub.repository(private=True).commit({"model.bstk": DATA, "small.bstk": SMALL})
+    fs = HfFileSystem(endpoint=hub.endpoint, token=TOKEN, skip_instance_cache=True)
+    for name, data in (("model.bstk", DATA), ("small.bstk", SMALL)):
+        source = opened(f"hf://someone/tiny/{name}", token=TOKEN)
+        assert fs.cat_file(f"someone/tiny/{name}", start=100, end=900) == source.get(100, 800) == data[100:900]
+        assert fs.info(f"someone/tiny/{name}")["size"] == source.start(1)[1]
+    assert [row["name"] for row in fs.ls("someone/tiny")] == ["someone/tiny/model.bstk", "someone/tiny/small.bstk"]
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    assert api.model_info("someone/tiny").sha == commit
+    assert Path(api.hf_hub_download("someone/tiny", "model.bstk")).read_bytes() == DATA
+    assert isinstance(opened(token=TOKEN), FileSource)  # which is found there from now on
+
+
 # --- the token --------------------------------------------------------------------------------------------------------
 
 
