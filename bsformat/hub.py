@@ -11,6 +11,7 @@ a URI asks for them.
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -88,10 +89,25 @@ class _HubRequester(Requester):
         self.commit = file.revision if is_commit(file.revision) else ""
         self.size: int | None = None
         self._linked = ""
+        self._leads_away = False
+        self._asking = threading.Lock()
 
     def is_hub(self, url: yarl.URL) -> bool:
         """Whether a URL is the hub's, and not of where it leads to."""
         return bool(url.origin() == self._url.origin())
+
+    def get(self, headers: Mapping[str, str], seconds: float) -> tuple[Answer, yarl.URL]:
+        """See `Requester.get`. Of several threads whose link has expired one asks the hub; the others wait for it."""
+        if self._leads_away and self._target is None and self._asking.acquire(timeout=max(0.0, seconds)):
+            try:
+                if self._target is None:
+                    answer, there = self.ask(headers, seconds)
+                    if there is None:
+                        return answer, self._url
+                    self._target = there
+            finally:
+                self._asking.release()
+        return super().get(headers, seconds)
 
     def ask(self, headers: Mapping[str, str], seconds: float) -> tuple[Answer, yarl.URL | None]:
         """The hub's own answer, its body unread; and where it leads, if that is another host, which is not asked.
@@ -113,7 +129,7 @@ class _HubRequester(Requester):
     def pin(self, file: HubFile, url: str, there: yarl.URL | None) -> None:
         """Ask for the file of one commit from now on, and where it is first."""
         self.replace(url)
-        self._name, self._target = file.uri, there
+        self._name, self._target, self._leads_away = file.uri, there, there is not None
 
     def _send(self, url: yarl.URL, headers: Mapping[str, str], seconds: float) -> Answer:
         if not self.is_hub(url):
@@ -271,6 +287,7 @@ class _Hub:
                 failure = error
             except LinkError as error:
                 failure = failure_of(error, network.stall_timeout, file.uri, 0)
+                failure.error.offset = None
             except (OSError, ValueError) as error:
                 text = without_secrets(f"{type(error).__name__}: {error}")
                 raise SourceError(f"cannot be read: {text}", where=file.uri) from None

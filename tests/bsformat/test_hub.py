@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,19 @@ def test_links_that_expire_are_asked_for_anew(hub: Hub) -> None:
     store = hub.asked("store")
     assert len(store) == 10 + 4  # two answers, then a refusal
     assert len(hub.asked("hub")) == 1 + 4
+
+
+def test_links_that_expire_under_several_readers(hub: Hub) -> None:
+    hub.uses = 50
+    hub.repository().commit({"model.bstk": DATA})
+    source = opened()
+    source.start(10)
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda i: source.get(i * 250, 250), range(200)))
+    assert b"".join(parts) == DATA
+    refusals = len(hub.asked("store")) - 201
+    assert 4 <= refusals <= 4 * 8
+    assert 4 <= len(hub.asked("hub")) - 1 <= refusals  # one asks for all of them
 
 
 def test_a_store_that_refuses_every_link(hub: Hub) -> None:
