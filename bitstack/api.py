@@ -227,7 +227,7 @@ def load(
     never exist.
 
     Args:
-        uri: a path, ``http(s)://``, ``s3://``, anything fsspec opens, or an open container.
+        uri: a path, ``http(s)://``, ``s3://``, ``hf://``, anything fsspec opens, or an open container.
         budget: resident bytes of the weights: a number, ``80MiB``, ``60%`` of all blocks, or ``auto`` (or None):
             what the device has free, less room for a cache of keys and values and for the workspace of a pass, at most
             all blocks; ``model.bitstack.auto`` says how it came about.

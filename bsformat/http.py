@@ -51,12 +51,12 @@ class HttpSource:
         signals: what is noticed of the server.
     """
 
-    def __init__(self, fs: Any, url: str, network: Network | None = None) -> None:
+    def __init__(self, fs: Any, url: str, network: Network | None = None, requester: Requester | None = None) -> None:
         self.name = without_secrets(url)
         self.network = network or Network()
         self.signals = Signals(counts=True)
         self._fs = fs
-        self._requester = Requester(fs, url, self.name, self.network)
+        self._requester = requester or Requester(fs, url, self.name, self.network)
         self._identity: Identity | None = None
         self._stream: ForwardStream | None = None
 

@@ -7,7 +7,7 @@ from .cache import BlockCache
 from .cache_place import choose_cache
 from .container import Container
 from .network import Network
-from .source import ByteSource, open_source
+from .source import ByteSource, FileSource, open_source
 
 
 def open_container(
@@ -21,7 +21,7 @@ def open_container(
     """Open a ``.bstk`` file in at most two reads.
 
     Args:
-        uri: a path, ``file://``, ``http(s)://``, ``s3://``, anything fsspec opens, or a `ByteSource`.
+        uri: a path, ``file://``, ``http(s)://``, ``s3://``, ``hf://``, anything fsspec opens, or a `ByteSource`.
         root: the root digest (64 hexadecimal digits) that the file must have; None takes any.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
         cache: where blocks of remote files are kept on this machine; True: the user's cache (`default_cache`) for URIs
@@ -34,7 +34,9 @@ def open_container(
     memory = (network or Network()).memory
     source = open_source(uri, network=network, **storage_options)
     try:
-        return Container(source, root=root, cache=choose_cache(cache, uri), memory=memory)
+        # A URI of a hub may mean a file that was downloaded before: that needs no second copy.
+        place = source.name if isinstance(source, FileSource) else uri
+        return Container(source, root=root, cache=choose_cache(cache, place), memory=memory)
     except BaseException:
         source.close()
         raise

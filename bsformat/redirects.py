@@ -15,7 +15,7 @@ from .errors import SourceError
 from .network import Network, without_secrets
 from .session import SessionSender
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: Redirects of one request.
 MAX_REDIRECTS = 10
 #: What another host must not see.
@@ -94,7 +94,7 @@ class Requester:
         url = self._target or self._url
         for _ in range(MAX_REDIRECTS + 1):
             answer = self._send(url, headers, seconds)
-            if answer.status not in _REDIRECTS:
+            if answer.status not in REDIRECTS:
                 return answer, url
             location = answer.headers.get("Location", "")
             answer.close()

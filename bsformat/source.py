@@ -192,6 +192,7 @@ def open_source(
 
     Args:
         uri: a local path, ``file://``, ``http(s)://``, ``s3://``, ``hf://``, or anything else that fsspec opens.
+            A directory, or a repository of a hub without the name of a file, means the only ``.bstk`` in it.
             A `ByteSource` is returned as it is.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
         storage_options: given to the fsspec file system.
@@ -204,7 +205,12 @@ def open_source(
     name = os.fspath(uri)
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
-        return FileSource(fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name)
+        path = fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name
+        return FileSource(_within_folder(path) if os.path.isdir(path) else path)
+    if scheme == "hf" and not name.startswith("hf://buckets/"):
+        from .hub import open_hub
+
+        return open_hub(name, network, storage_options)
     if scheme in ("http", "https", "s3", "s3a") and (network or Network()).backend == "obstore":
         from .obstore_source import open_store
 
@@ -226,6 +232,26 @@ def open_source(
 
         return S3Source(fs, path, without_secrets(name), network)
     return FsspecSource(fs, path, without_secrets(name))
+
+
+def _within_folder(folder: str) -> str:
+    with translated(folder):
+        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".bstk") and entry.is_file()]
+    return os.path.join(folder, the_only(names, folder, "directory"))
+
+
+def the_only(names: list[str], where: str, what: str) -> str:
+    """The one name of a ``.bstk`` that a directory or repository, ``what``, has.
+
+    Raises:
+        NotFoundError: there is none, or there are several.
+    """
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise NotFoundError(f"a {what} without a .bstk at its top: name a file", where=where)
+    shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+    raise NotFoundError(f"a {what} with {len(names)} .bstk files: name one of {shown}", where=where)
 
 
 def within(offset: int, length: int, size: int, name: str) -> None:

@@ -17,8 +17,8 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # Nor may a test find, or leave, anything in the user's cache: tests of the cache name a folder of their own.
 os.environ["BSTK_CACHE"] = "off"
 
-#: The fixtures `nginx`, `s3` and `scripted`; `tiny_model` and `tiny_bstk`.
-pytest_plugins = ["tests.servers", "tests.models"]
+#: The fixtures `hub`; `tiny_model` and `tiny_bstk`; `nginx`, `s3` and `scripted`.
+pytest_plugins = ["tests.hub", "tests.models", "tests.servers"]
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 

@@ -38,6 +38,7 @@ EXCEPTIONS = {name: frozenset({"loader"}) for name in ("bitstack/api.py", "bitst
 THIRD_PARTY = {
     "bsformat": frozenset(
         {"numpy", "msgpack", "zstandard", "blake3", "fsspec", "aiohttp", "yarl", "obstore", "cryptography"}
+        | {"huggingface_hub"}
     ),
     "kernels": frozenset({"torch", "numpy", "triton", "numba", "llvmlite"}),
     "loader": frozenset({"torch", "tqdm"}),

@@ -17,7 +17,7 @@ from .ending import ended
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
 _EPILOG = """\
-URI is a path, file://, http(s)://, s3://, hf://, or anything else that fsspec opens.
+URI is a path, http(s)://, s3://, hf://owner/name[@revision]/file, or anything else that fsspec opens.
 SIZE is 80MiB, 3.5GiB, 80MB, a number of bytes, 60% (of all blocks), or auto: what the device has free, less
 the cache of keys and values, the workspace of a pass, and a spare; stderr says how it came about.
 Exit codes: 0 done, 1 the file or the run failed (one line on stderr says why), 2 wrong usage."""

@@ -110,9 +110,10 @@ class ZeroShot:
         """
         with reporter().stage("zero-shot", len(self._tasks), "task") as advance, hushed():
             from lm_eval.evaluator import evaluate
-            from lm_eval.models.huggingface import HFLM
 
-            lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._batch_size)
+            from bitstack.lm_eval_model import LoadedLM
+
+            lm = LoadedLM(model, self._tokenizer, batch_size=self._batch_size)
             results = evaluate(lm=lm, task_dict=self._tasks, limit=self._limit, log_samples=False, bootstrap_iters=2)
             advance(len(self._tasks))
         if results is None:
