@@ -111,9 +111,11 @@ class Shell:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of all weights that are in the model now, counted from its tensors."""
+        """Bytes of all weights that are in the model now, counted from its tensors; what several share counts once."""
         own: dict[int, int] = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
-        return sum(own.values()) + sum(p.nbytes for p in self._packed.values())
+        for packed in self._packed.values():
+            own |= {scale.data_ptr(): scale.nbytes for scale in packed.scales}
+        return sum(own.values()) + sum(p.nbytes - sum(s.nbytes for s in p.scales) for p in self._packed.values())
 
     def change(self) -> Change:
         """An empty change of the blocks that are in the model."""
