@@ -11,6 +11,9 @@ from .metadata import Form, Tensor
 
 Array = npt.NDArray[Any]
 
+#: The eight signs of each byte, least significant bit first: float64 [256, 8].
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1.0
+
 
 def magnitudes(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> Array:
     """U diag(scale) Vᵀ of one sign or lowrank block, unscaled: float64 [rows, columns].
@@ -50,8 +53,7 @@ def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview
             raise ValueError("a plane has no magnitudes of its own: give those of the level before it, halved")
         step = magnitudes(form, tensor, rows, data)
     signs = payload.split(form, tensor, rows, data).signs
-    bits = np.unpackbits(signs, axis=1, count=tensor.columns, bitorder="little")
-    return np.where(bits == 1, step, -step)
+    return step * _SIGNS[signs].reshape(rows, -1)[:, : tensor.columns]
 
 
 def round_to(values: Array, dtype: str) -> Array:

@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
         ("repack", "reorder the blocks of a file, drop some, or store them otherwise", repack_options.add_repack),
         ("convert", "make a file of a published BitStack checkpoint", convert_options.add_convert),
+        ("export", "write what a budget buys as safetensors or GGUF, for other programs", convert_options.add_export),
         ("sign", "check every byte of a file and sign its root", signature_options.add_sign),
         ("init-repo", "write a directory that transformers loads and a model hub shows", options.add_init_repo),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     signature_options.check(parser, args)
+    convert_options.check(parser, args)
 
     def run() -> int:
         signature_options.demand(args)
