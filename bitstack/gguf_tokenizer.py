@@ -157,7 +157,8 @@ def _add_special(made: GgufTokenizer, tokenizer: dict[str, Any], settings: dict[
             made.special[name] = number[text]
     post = tokenizer.get("post_processor") or {}
     steps = post.get("processors", [post])
-    single = next((step["single"] for step in steps if step.get("type") == "TemplateProcessing"), [])
+    templates: list[Any] = [step["single"] for step in steps if step.get("type") == "TemplateProcessing"]
+    single = templates[0] if templates else []
     around = [item["SpecialToken"]["id"] if "SpecialToken" in item else None for item in single]
     for name, found in (("bos", around[:1]), ("eos", around[-1:])):
         said = settings.get(f"add_{name}_token")

@@ -65,10 +65,10 @@ class PackedTensor:
     def nbytes(self) -> int:
         """Bytes of all that is resident for this tensor, scales included."""
         blocks = sum(data.nbytes for group in self._groups for _, data in group.payloads)
-        return blocks + sum(scale.nbytes for scale in self.scales)
+        return blocks + sum(scale.nbytes for scale in self.scale_vectors)
 
     @property
-    def scales(self) -> tuple[torch.Tensor, ...]:
+    def scale_vectors(self) -> tuple[torch.Tensor, ...]:
         """Its scale vectors, as far as they are set; other tensors of the file may share them."""
         return tuple(scale for scale in (self.row_scale, self.col_scale) if scale is not None)
 

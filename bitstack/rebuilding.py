@@ -26,7 +26,7 @@ from bsformat.registry import FLOAT_DTYPES
 Array = npt.NDArray[Any]
 
 #: Types that tensors are rebuilt in, and what numpy holds them in; it has no bfloat16.
-ARRAYS: Final = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+ARRAYS: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 #: Elements that are rebuilt at a time, in float64; and what rows are cut at, as sparse blocks are.
 _ELEMENTS: Final = 1 << 17
 _ROWS: Final = sparse.TILE

@@ -114,8 +114,9 @@ class Shell:
         """Bytes of all weights that are in the model now, counted from its tensors; what several share counts once."""
         own: dict[int, int] = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
         for packed in self._packed.values():
-            own |= {scale.data_ptr(): scale.nbytes for scale in packed.scales}
-        return sum(own.values()) + sum(p.nbytes - sum(s.nbytes for s in p.scales) for p in self._packed.values())
+            own |= {scale.data_ptr(): scale.nbytes for scale in packed.scale_vectors}
+        blocks = (p.nbytes - sum(s.nbytes for s in p.scale_vectors) for p in self._packed.values())
+        return sum(own.values()) + sum(blocks)
 
     def change(self) -> Change:
         """An empty change of the blocks that are in the model."""
