@@ -104,8 +104,9 @@ def convert_bitstack(
     sequence = None
     if order == "published":
         sequence = read_order(place / FILE, {path: len(linear.levels) for path, linear in found.linears.items()})
-    with report.stage("read", len(files), "file"):
+    with report.stage("read", len(files), "file") as advance:
         digest = outline.digest()
+        advance(len(files))
     conversion = _Conversion(outline, found, raw, report)
     extra = _provenance(outline, found, order, digest)
     return conversion.write(os.fspath(output), order, sequence, extra)

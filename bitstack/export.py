@@ -17,6 +17,7 @@ from bsformat import Container
 from bsformat.errors import ModelError
 
 from .checkpoint import TOKENIZER_FILES
+from .hub_layout import HubLayout
 from .placing import check_folder, new_folder
 from .progress import Reporter, Silent
 from .rebuilding import Prefix, opened
@@ -103,9 +104,11 @@ def export_safetensors(
         container = prefix.container
         chosen = dtype or usual_dtype(container)
         config = standard_config(model_config(container), chosen)
-        tensors = _planned(prefix, DTYPES[chosen])
+        own = _planned(prefix, DTYPES[chosen])
+        layout = HubLayout(container, own)
+        tensors = layout.tensors
         with new_folder(place, ours=_OURS, replace=replace) as out:
-            _write_shards(prefix, tensors, out, DTYPES[chosen], shard_bytes, report)
+            _write_shards(prefix, DTYPES[chosen], own, layout, out, shard_bytes, report)
             (out / "config.json").write_bytes(_json(config))
             for name, data in attached(container).items():
                 (out / name).write_bytes(data)
@@ -183,19 +186,31 @@ def _planned(prefix: Prefix, dtype: str) -> list[Planned]:
 
 
 def _write_shards(
-    prefix: Prefix, tensors: Sequence[Planned], folder: Path, dtype: str, shard_bytes: int, report: Reporter
+    prefix: Prefix,
+    dtype: str,
+    own: Sequence[Planned],
+    layout: HubLayout,
+    folder: Path,
+    shard_bytes: int,
+    report: Reporter,
 ) -> None:
+    tensors, source = layout.tensors, layout.sources
+    planned = {tensor.name: tensor for tensor in own}
     files = shards(tensors, shard_bytes)
     about = {"format": "pt", "bstk_root": prefix.container.root, "bstk_blocks": str(prefix.plan.n_blocks)}
     total = sum(tensor.nbytes for tensor in tensors)
     where: dict[str, str] = {}
+    parts: dict[str, Any] = {}
     with report.stage("export", total, "B") as advance:
-        for number, own in enumerate(files, 1):
+        for number, held in enumerate(files, 1):
             name = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
             with open(folder / name, "wb") as out:
-                write_header(out, own, about)
-                for tensor in own:
-                    out.write(prefix.value(prefix.tensors[tensor.name], dtype).data)
+                write_header(out, held, about)
+                for tensor in held:
+                    if tensor.name not in parts:
+                        whole = planned[source[tensor.name]]
+                        parts = layout.parts(whole, prefix.value(prefix.tensors[whole.name], dtype))
+                    out.write(parts.pop(tensor.name).data)
                     where[tensor.name] = name
                     advance(tensor.nbytes)
     if len(files) > 1:

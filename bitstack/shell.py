@@ -82,7 +82,7 @@ class Shell:
 
     def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
         self.container, self._place, self.dtype = container, device, dtype
-        self.model = _empty_model(container, dtype) if model is None else model
+        self.model = empty_model(container, dtype) if model is None else model
         self._packed: dict[str, PackedTensor] = {}
         self._rooms = _Rooms(container)
         self._scale_of: dict[str, list[tuple[PackedTensor, str]]] = {}
@@ -225,8 +225,12 @@ class Shell:
         return ModelError(f"tensor {name!r} {what}", where=self.container.uri, reason="model-mismatch")
 
 
-def _empty_model(container: Container, dtype: torch.dtype) -> Any:
-    """The model that ``config.json`` describes, with all parameters on the meta device."""
+def empty_model(container: Container, dtype: torch.dtype) -> Any:
+    """The model that ``config.json`` describes, with all parameters on the meta device.
+
+    Raises:
+        ModelError: this version of transformers cannot build it.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     settings = read_json(container, "config.json")

@@ -1,12 +1,18 @@
 """`bstk convert`: what it prints, and what it refuses in one line."""
 
+import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import bitstack
 import bsformat
-from tests.published import Checkpoint
+from tests.published import Checkpoint, values
 from tests.tools.conftest import Bstk
 
 Failed = Callable[..., str]
@@ -55,3 +61,64 @@ def test_refused(bstk: Bstk, failed: Failed, folder: Path, tmp_path: Path) -> No
     assert out.read_text() == "mine"
     assert bstk("convert", "bitstack", folder, "-o", out, "--force", "--order", "average").code == 0
     assert "no directory" in failed("convert", "bitstack", tmp_path / "none", "-o", out, "--force")
+
+
+def save_real(gguf: Path, folder: Path, levels: int) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """SmolLM2 as a published checkpoint; its other tensors, and the levels of its linear layers."""
+    from safetensors.numpy import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    raw, parts = {}, {}
+    for name, value in model.state_dict().items():
+        if "_proj" not in name:
+            raw[name] = value.half().numpy()
+            continue
+        rest, own = value, []
+        for _ in range(levels):
+            u, s, v = torch.svd_lowrank(rest.abs(), q=16)
+            u, vt = (u * s.sqrt()).half(), (v * s.sqrt()).half().T.contiguous()
+            own.append({"qweight": np.packbits((rest >= 0).numpy().reshape(-1)), "u": u.numpy(), "vt": vt.numpy()})
+            rest = rest - torch.where(rest >= 0, 1.0, -1.0) * (u.float() @ vt.float())
+        parts[name.removesuffix(".weight")] = own
+    raw.pop("lm_head.weight")
+    layers = [f"layer.{path.removeprefix('model.layers.')}" for path in parts]
+    steps = [{"memory": level, "layers": dict.fromkeys(layers, level)} for level in range(1, levels + 1)]
+    (folder / "compression_config.json").write_text(json.dumps(steps))
+    tensors = raw | {
+        f"{p}.{k}_{i}": v for p, own in parts.items() for i, part in enumerate(own) for k, v in part.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return raw, parts
+
+
+@pytest.mark.model
+def test_a_real_model(bstk: Bstk, smollm2_gguf: Path, tmp_path: Path) -> None:
+    """The logits of the converted file are those of a dense model with the reconstructed weights, within 1e-4."""
+    from transformers import AutoModelForCausalLM
+
+    levels, folder, out = 3, tmp_path / "published", tmp_path / "out.bstk"
+    folder.mkdir()
+    raw, parts = save_real(smollm2_gguf, folder, levels)
+    tracemalloc.start()
+    ended = bstk("convert", "bitstack", folder, "-o", out, "--json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (ended.code, ended.err, ended.json["linears"], ended.json["n_blocks"]) == (0, "", 210, 210 * levels)
+    # The embedding, twice while it is compressed, and what the tokenizer takes.
+    assert peak < 4 * raw["model.embed_tokens.weight"].nbytes
+    model = bitstack.load(out, "100%", "cpu", torch.float32)
+    dense: Any = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
+    state = {name: torch.from_numpy(value.astype(np.float32)) for name, value in raw.items()}
+    with bsformat.open(out) as container:
+        held = [container.block(b).tensor.name for b in range(model.bitstack.plan.n_blocks)]
+    for path, own in parts.items():
+        state[f"{path}.weight"] = torch.from_numpy(values(own, held.count(f"{path}.weight"))).float()
+    assert not dense.load_state_dict(state, strict=False).unexpected_keys
+    ids = model.bitstack.tokenizer()("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        wanted = dense(ids).logits
+        assert float((model(ids).logits - wanted).abs().max() / wanted.abs().max()) < 1e-4
