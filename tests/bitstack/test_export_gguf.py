@@ -66,7 +66,7 @@ def test_transformers_read_it_back(packed: Packed, tmp_path: Path, kind: str) ->
         budget = container.planner.resident_bytes(ours.bitstack.plan.n_blocks)
     with torch.inference_mode():
         wanted = ours(**prompt).logits
-    for dtype in ("float32", "q8_0"):
+    for dtype in ("float32", "q8_0") if kind == "llama-tied" else ("float32",):
         made = export_gguf(path, tmp_path / "m.gguf", budget=budget, dtype=dtype, replace=True)
         # Rows of 88 elements are no multiple of 32.
         notes = [note.split(":")[0] for note in made.notes if "tokens" not in note]

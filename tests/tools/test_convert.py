@@ -12,8 +12,12 @@ import torch
 
 import bitstack
 import bsformat
-from tests.published import Checkpoint, values
+from bitstack.export import attached
+from bitstack.rebuilding import opened
+from tests.published import Checkpoint
 from tests.tools.conftest import Bstk
+
+pytest_plugins = ["tests.realmodel"]
 
 Failed = Callable[..., str]
 
@@ -63,17 +67,23 @@ def test_refused(bstk: Bstk, failed: Failed, folder: Path, tmp_path: Path) -> No
     assert "no directory" in failed("convert", "bitstack", tmp_path / "none", "-o", out, "--force")
 
 
-def save_real(gguf: Path, folder: Path, levels: int) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """SmolLM2 as a published checkpoint; its other tensors, and the levels of its linear layers."""
-    from safetensors.numpy import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def save_real(packed: Path, folder: Path, levels: int) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """A real model, as a file has it at a small budget, as a published checkpoint.
 
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    model.config.save_pretrained(folder)
+    Returns:
+        Its tensors that are not decomposed, and the levels of its linear layers.
+    """
+    from safetensors.numpy import save_file
+
     raw, parts = {}, {}
-    for name, value in model.state_dict().items():
+    with opened(packed, "40MiB", folder) as prefix:
+        for name, data in (
+            attached(prefix.container) | {"config.json": prefix.container.attachment("config.json")}
+        ).items():
+            (folder / name).write_bytes(data)
+        tensors = {name: prefix.value(tensor, "F32") for name, tensor in prefix.tensors.items()}
+    for name, weight in tensors.items():
+        value = torch.from_numpy(weight)
         if "_proj" not in name:
             raw[name] = value.half().numpy()
             continue
@@ -84,25 +94,24 @@ def save_real(gguf: Path, folder: Path, levels: int) -> tuple[dict[str, Any], di
             own.append({"qweight": np.packbits((rest >= 0).numpy().reshape(-1)), "u": u.numpy(), "vt": vt.numpy()})
             rest = rest - torch.where(rest >= 0, 1.0, -1.0) * (u.float() @ vt.float())
         parts[name.removesuffix(".weight")] = own
-    raw.pop("lm_head.weight")
     layers = [f"layer.{path.removeprefix('model.layers.')}" for path in parts]
     steps = [{"memory": level, "layers": dict.fromkeys(layers, level)} for level in range(1, levels + 1)]
     (folder / "compression_config.json").write_text(json.dumps(steps))
-    tensors = raw | {
+    stored = raw | {
         f"{p}.{k}_{i}": v for p, own in parts.items() for i, part in enumerate(own) for k, v in part.items()
     }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return raw, parts
 
 
 @pytest.mark.model
-def test_a_real_model(bstk: Bstk, smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_a_real_model(bstk: Bstk, smollm2_bstk: Path, tmp_path: Path) -> None:
     """The logits of the converted file are those of a dense model with the reconstructed weights, within 1e-4."""
     from transformers import AutoModelForCausalLM
 
-    levels, folder, out = 3, tmp_path / "published", tmp_path / "out.bstk"
+    levels, folder, out = 2, tmp_path / "published", tmp_path / "out.bstk"
     folder.mkdir()
-    raw, parts = save_real(smollm2_gguf, folder, levels)
+    raw, parts = save_real(smollm2_bstk, folder, levels)
     tracemalloc.start()
     ended = bstk("convert", "bitstack", folder, "-o", out, "--json")
     peak = tracemalloc.get_traced_memory()[1]
@@ -116,7 +125,10 @@ def test_a_real_model(bstk: Bstk, smollm2_gguf: Path, tmp_path: Path) -> None:
     with bsformat.open(out) as container:
         held = [container.block(b).tensor.name for b in range(model.bitstack.plan.n_blocks)]
     for path, own in parts.items():
-        state[f"{path}.weight"] = torch.from_numpy(values(own, held.count(f"{path}.weight"))).float()
+        assert held.count(f"{path}.weight") == levels
+        signs = [np.unpackbits(level["qweight"]).reshape(len(level["u"]), -1) * 2.0 - 1.0 for level in own]
+        products = [sign * (level["u"].astype("f8") @ level["vt"]) for sign, level in zip(signs, own, strict=True)]
+        state[f"{path}.weight"] = torch.from_numpy(sum(products)).float()
     assert not dense.load_state_dict(state, strict=False).unexpected_keys
     ids = model.bitstack.tokenizer()("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():
