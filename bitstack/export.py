@@ -8,7 +8,7 @@ model.safetensors                   or model-00001-of-0000N.safetensors and mode
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +100,7 @@ def export_safetensors(
         raise ModelError(f"{dtype!r} is none of the types {', '.join(DTYPES)}", reason="export-type")
     check_folder(place, ours=_OURS, replace=replace)
     report = report or Silent()
-    with opened(uri, budget, place, progress=fetching(report), **options) as prefix:
+    with opened(uri, budget, place, report=report, **options) as prefix:
         container = prefix.container
         chosen = dtype or usual_dtype(container)
         config = standard_config(model_config(container), chosen)
@@ -125,20 +125,6 @@ def export_safetensors(
             sum(tensor.nbytes for tensor in tensors),
             [],
         )
-
-
-def fetching(report: Reporter) -> Callable[[int, int], None]:
-    """Progress of a fetch as a stage of a report: it has no end of its own, so each step is one."""
-    seen = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal seen
-        if done >= total > seen:
-            with report.stage("fetch", total, "B") as advance:
-                advance(total)
-        seen = done
-
-    return progress
 
 
 def usual_dtype(container: Container) -> str:

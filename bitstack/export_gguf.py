@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bsformat.errors import ModelError, WriteError
 from bsformat.registry import FLOAT_DTYPES
 
-from .export import Exported, attached, fetching, usual_dtype
+from .export import Exported, attached, usual_dtype
 from .gguf_model import GgufModel, gguf_model
 from .gguf_tokenizer import gguf_tokenizer
 from .placing import new_file
@@ -88,7 +88,7 @@ def export_gguf(
     if os.path.lexists(place) and not replace:
         raise WriteError("exists already; --force replaces it", where=os.fspath(path), reason="output-exists")
     report = report or Silent()
-    with opened(uri, budget, place, progress=fetching(report), **options) as prefix:
+    with opened(uri, budget, place, report=report, **options) as prefix:
         container = prefix.container
         model = gguf_model(model_config(container), container.uri)
         _check_vocabulary(prefix, model)

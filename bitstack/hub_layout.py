@@ -80,7 +80,7 @@ class HubLayout:
             return {tensor.name: value}
         from transformers.core_model_loading import revert_weight_conversion
 
-        flat = torch.from_numpy(np.frombuffer(memoryview(value).cast("B"), np.uint8).copy())
+        flat = torch.from_numpy(value.reshape(-1).view(np.uint8).copy())
         whole = flat.view(TORCH_DTYPES[tensor.dtype]).view(tensor.shape)
         made = revert_weight_conversion(self._model, {tensor.name: whole})
         return {name: part.contiguous().view(torch.uint8).numpy() for name, part in made.items()}

@@ -5,9 +5,9 @@ each other, so a matrix is rebuilt some rows at a time, on as many threads as to
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -22,6 +22,8 @@ from bsformat import Container, Form, Tensor, payload, rebuild, sparse
 from bsformat.atomic import writing
 from bsformat.errors import ModelError
 from bsformat.registry import FLOAT_DTYPES
+
+from .progress import Advance, Reporter
 
 Array = npt.NDArray[Any]
 
@@ -173,21 +175,21 @@ def opened(
     near: Path,
     *,
     root: str | None = None,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    report: Reporter,
     **options: Any,
 ) -> Iterator[Prefix]:
     """The tensors that a budget buys of a file. Of one that is not on this machine, the prefix is fetched first.
 
     Args:
         near: a path beside which a fetched prefix may lie; it is removed at the end.
-        progress: called with bytes done and to do, while it is fetched.
+        report: told how far fetching is.
         options: those of `bsformat.open`.
 
     Raises:
         SourceError, FormatError, BudgetError: as `bsformat.open` and `bsformat.fetch`. WriteError: there is no room.
     """
     with (
-        _local(uri, budget, near, root, progress, options) as (path, bought, known),
+        _local(uri, budget, near, root, report, options) as (path, bought, known),
         bsformat.open(path, root=known, **options) as container,
         Prefix(container, bought) as prefix,
     ):
@@ -200,7 +202,7 @@ def _local(
     budget: int | str,
     near: Path,
     root: str | None,
-    progress: Callable[[int, int], object],
+    report: Reporter,
     options: dict[str, Any],
 ) -> Iterator[tuple[str | os.PathLike[str], int | str, str | None]]:
     """Where the file is on this machine, what is to be taken of that, and the root that it must have."""
@@ -210,5 +212,17 @@ def _local(
     with writing(os.fspath(near)):
         folder = TemporaryDirectory(dir=near.parent, prefix=f".{near.name}.", suffix=".fetched")
     with folder:
-        fetched = bsformat.fetch(uri, Path(folder.name, "prefix.bstk"), budget, root=root, progress=progress, **options)
+        with ExitStack() as stack:
+            bar: list[Advance] = []
+            seen = 0
+
+            def progress(done: int, total: int) -> None:
+                nonlocal seen
+                if not bar:
+                    bar.append(stack.enter_context(report.stage("fetch", total, "B")))
+                bar[0](done - seen)
+                seen = done
+
+            path = Path(folder.name, "prefix.bstk")
+            fetched = bsformat.fetch(uri, path, budget, root=root, progress=progress, **options)
         yield fetched.path, "100%", fetched.root  # percentages of a prefix file count what it holds

@@ -13,6 +13,7 @@ import torch
 import bitstack
 import bsformat
 from bitstack.export import attached
+from bitstack.progress import Silent
 from bitstack.rebuilding import opened
 from tests.published import Checkpoint
 from tests.tools.conftest import Bstk
@@ -76,7 +77,7 @@ def save_real(packed: Path, folder: Path, levels: int) -> tuple[dict[str, Any], 
     from safetensors.numpy import save_file
 
     raw, parts = {}, {}
-    with opened(packed, "40MiB", folder) as prefix:
+    with opened(packed, "40MiB", folder, report=Silent()) as prefix:
         for name, data in (
             attached(prefix.container) | {"config.json": prefix.container.attachment("config.json")}
         ).items():

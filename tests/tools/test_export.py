@@ -10,11 +10,21 @@ import torch
 
 import bitstack
 import bsformat
+from bitstack.tools import convert_options
 from tests.tools.conftest import Bstk
 
 pytest_plugins = ["tests.realmodel"]
 
 Failed = Callable[..., str]
+
+
+def test_options_say_what_the_library_takes() -> None:
+    from bitstack.convert import ORDERS
+    from bitstack.export import DTYPES
+    from bitstack.export_gguf import TYPES
+
+    assert {"safetensors": tuple(DTYPES), "gguf": tuple(TYPES)} == convert_options.TARGETS
+    assert convert_options.ORDERS == ORDERS
 
 
 def test_safetensors(bstk: Bstk, tiny_bstk: Path, tmp_path: Path) -> None:
