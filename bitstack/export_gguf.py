@@ -91,7 +91,7 @@ def export_gguf(
     with opened(uri, budget, place, report=report, **options) as prefix:
         container = prefix.container
         model = gguf_model(model_config(container), container.uri)
-        _check_vocabulary(prefix, model)
+        _check_shapes(prefix, model)
         tokenizer = gguf_tokenizer(attached(container), model.vocabulary, container.uri)
         chosen = dtype or usual_dtype(container)
         planned, notes = _plan(prefix, model, TYPES[chosen])
@@ -114,14 +114,20 @@ def export_gguf(
         )
 
 
-def _check_vocabulary(prefix: Prefix, model: GgufModel) -> None:
-    embedding = prefix.tensors.get("model.embed_tokens.weight")
-    if embedding is None or prefix.shape(embedding) != (model.vocabulary, model.width):
-        raise ModelError(
-            f"holds no embedding of {model.vocabulary} rows of {model.width}, as its config.json says",
-            where=prefix.container.uri,
-            reason="export-architecture",
-        )
+def _check_shapes(prefix: Prefix, model: GgufModel) -> None:
+    """Refuse a file whose tensors are not those that its configuration speaks of, before anything follows from it."""
+    wanted = {"model.embed_tokens.weight": (model.vocabulary, model.width)}
+    for layer in range(min(model.layers, len(prefix.tensors))):
+        for part, heads in (("q_proj", model.heads), ("k_proj", model.kv_heads)):
+            wanted[f"model.layers.{layer}.self_attn.{part}.weight"] = (heads * model.head_dim, model.width)
+    for name, shape in wanted.items():
+        tensor = prefix.tensors.get(name)
+        if tensor is None or prefix.shape(tensor) != shape:
+            raise ModelError(
+                f"holds no {name} of {shape[0]} rows of {shape[1]}, as its config.json says",
+                where=prefix.container.uri,
+                reason="export-architecture",
+            )
 
 
 def _plan(prefix: Prefix, model: GgufModel, kind: str) -> tuple[dict[str, _Planned], list[str]]:

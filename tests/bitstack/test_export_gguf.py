@@ -229,20 +229,46 @@ def test_rotary_numbers_that_are_none() -> None:
         gguf_model(CONFIG | {"rope_parameters": rope}, "x").rope_factors()
 
 
-def test_tensors_without_a_place(packed: Packed, tmp_path: Path) -> None:
+def test_architectures_without_a_place(packed: Packed, tmp_path: Path) -> None:
     for kind, what in (("gpt2", "'gpt2' model"), ("mixtral", "'mixtral' model")):
         with pytest.raises(ModelError, match=what):
             export_gguf(packed(kind).path, tmp_path / "m.gguf")
-    small = tmp_path / "small.bstk"
-    tensors = [bsformat.Tensor("model.embed_tokens.weight", (300, 64), "F16"), bsformat.Tensor("strange", (4,), "F16")]
-    with bsformat.Writer(small, tensors) as writer:
+
+
+def bare(path: Path, config: dict[str, Any], **shapes: tuple[int, ...]) -> Path:
+    """A file of zeros: the tensors of one layer that are looked for first, and others."""
+    wanted = {
+        "model.embed_tokens.weight": (300, 64),
+        "model.layers.0.self_attn.q_proj.weight": (64, 64),
+        "model.layers.0.self_attn.k_proj.weight": (32, 64),
+    } | shapes
+    tensors = [bsformat.Tensor(name, shape, "F16") for name, shape in wanted.items()]
+    with bsformat.Writer(path, tensors) as writer:
         for chain, tensor in enumerate(tensors):
             writer.put(chain, bsformat.Form("raw"), bytes(tensor.dense_bytes))
-        writer.attach("config.json", json.dumps(CONFIG).encode())
+        writer.attach("config.json", json.dumps(config).encode())
         writer.attach("tokenizer.json", json.dumps(tokenizer_json()).encode())
         writer.finish([])
-    with pytest.raises(ModelError, match="has a tensor 'strange' that GGUF's llama has no place for"):
-        export_gguf(small, tmp_path / "m.gguf")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "shapes", "what"),
+    [
+        ({}, {"strange": (4,)}, "has a tensor 'strange' that GGUF's llama has no place for"),
+        ({"vocab_size": 1 << 30}, {}, "holds no model.embed_tokens.weight of 1073741824 rows of 64"),
+        ({"num_hidden_layers": 1 << 30}, {}, "holds no model.layers.1.self_attn.q_proj.weight of 64 rows"),
+        ({"head_dim": 1 << 30}, {}, "holds no model.layers.0.self_attn.q_proj.weight of 4294967296 rows"),
+        ({}, {"model.layers.0.self_attn.k_proj.weight": (34, 64)}, "self_attn.k_proj.weight of 32 rows of 64"),
+    ],
+)
+def test_files_that_are_not_what_they_say(
+    tmp_path: Path, change: dict[str, Any], shapes: dict[str, Any], what: str
+) -> None:
+    path = bare(tmp_path / "small.bstk", CONFIG | {"num_hidden_layers": 1} | change, **shapes)
+    with pytest.raises(ModelError) as caught:
+        export_gguf(path, tmp_path / "m.gguf")
+    assert what in caught.value.message
     assert os.listdir(tmp_path) == ["small.bstk"]
 
 
