@@ -64,8 +64,13 @@ class PackedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is resident for this tensor, scales included."""
-        scales = sum(s.nbytes for s in (self.row_scale, self.col_scale) if s is not None)
-        return scales + sum(data.nbytes for group in self._groups for _, data in group.payloads)
+        blocks = sum(data.nbytes for group in self._groups for _, data in group.payloads)
+        return blocks + sum(scale.nbytes for scale in self.scale_vectors)
+
+    @property
+    def scale_vectors(self) -> tuple[torch.Tensor, ...]:
+        """Its scale vectors, as far as they are set; other tensors of the file may share them."""
+        return tuple(scale for scale in (self.row_scale, self.col_scale) if scale is not None)
 
     @property
     def groups(self) -> tuple[Levels, ...]:

@@ -95,19 +95,29 @@ def _check_folder(folder: Path) -> None:
 
 
 def _config(container: Container) -> bytes:
+    config = model_config(container)
+    config["quantization_config"] = {"quant_method": METHOD, "file": FILE, "root": container.root}
+    config["dtype"] = _DTYPE_NAMES.get(weight_type(container), "float32")
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def model_config(container: Container) -> dict[str, Any]:
+    """The configuration of the model in a file, with the name of its class.
+
+    Raises:
+        ModelError: there is none.
+    """
     try:
         config = harmless(read_json(container, "config.json"))
     except NotFoundError:
         raise ModelError("holds no config.json, so nothing can be built from it", where=container.uri) from None
-    config["quantization_config"] = {"quant_method": METHOD, "file": FILE, "root": container.root}
-    config["dtype"] = _DTYPE_NAMES.get(_weight_type(container), "float32")
     kind = model_name(container, "class")
     if not config.get("architectures") and kind:
         config["architectures"] = [kind]
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    return config
 
 
-def _weight_type(container: Container) -> str:
+def weight_type(container: Container) -> str:
     """The element type that most of the weights had."""
     sizes: dict[str, int] = {}
     for tensor in container.model_tensors.values():

@@ -82,7 +82,7 @@ class Shell:
 
     def __init__(self, container: Container, *, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
         self.container, self._place, self.dtype = container, device, dtype
-        self.model = _empty_model(container, dtype) if model is None else model
+        self.model = empty_model(container, dtype) if model is None else model
         self._packed: dict[str, PackedTensor] = {}
         self._rooms = _Rooms(container)
         self._scale_of: dict[str, list[tuple[PackedTensor, str]]] = {}
@@ -111,9 +111,12 @@ class Shell:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of all weights that are in the model now, counted from its tensors."""
+        """Bytes of all weights that are in the model now, counted from its tensors; what several share counts once."""
         own: dict[int, int] = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values() if not t.is_meta}
-        return sum(own.values()) + sum(p.nbytes for p in self._packed.values())
+        for packed in self._packed.values():
+            own |= {scale.data_ptr(): scale.nbytes for scale in packed.scale_vectors}
+        blocks = (p.nbytes - sum(s.nbytes for s in p.scale_vectors) for p in self._packed.values())
+        return sum(own.values()) + sum(blocks)
 
     def change(self) -> Change:
         """An empty change of the blocks that are in the model."""
@@ -222,8 +225,12 @@ class Shell:
         return ModelError(f"tensor {name!r} {what}", where=self.container.uri, reason="model-mismatch")
 
 
-def _empty_model(container: Container, dtype: torch.dtype) -> Any:
-    """The model that ``config.json`` describes, with all parameters on the meta device."""
+def empty_model(container: Container, dtype: torch.dtype) -> Any:
+    """The model that ``config.json`` describes, with all parameters on the meta device.
+
+    Raises:
+        ModelError: this version of transformers cannot build it.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     settings = read_json(container, "config.json")

@@ -11,6 +11,9 @@ from .metadata import Form, Tensor
 
 Array = npt.NDArray[Any]
 
+#: The eight signs of each byte, least significant bit first: float64 [256, 8].
+_SIGNS: Array = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1.0
+
 
 def magnitudes(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) -> Array:
     """U diag(scale) Vᵀ of one sign or lowrank block, unscaled: float64 [rows, columns].
@@ -20,10 +23,11 @@ def magnitudes(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview) 
     parts = payload.split(form, tensor, rows, data)
     u = payload.as_float(np.ascontiguousarray(parts.u).view(np.uint8).reshape(-1), form.factors).reshape(parts.u.shape)
     v = payload.as_float(np.ascontiguousarray(parts.v).view(np.uint8).reshape(-1), form.factors).reshape(parts.v.shape)
-    scale = np.ones(form.rank) if parts.scale is None else parts.scale.astype(np.float64)
+    left = u if parts.scale is None else u * parts.scale.astype(np.float64)
+    right = np.ascontiguousarray(v.T)
     total = np.zeros((rows, tensor.columns))
     for k in range(form.rank):
-        total += (u[:, k] * scale[k])[:, None] * v[None, :, k]
+        total += left[:, k, None] * right[k]
     return total
 
 
@@ -50,8 +54,8 @@ def block_values(form: Form, tensor: Tensor, rows: int, data: bytes | memoryview
             raise ValueError("a plane has no magnitudes of its own: give those of the level before it, halved")
         step = magnitudes(form, tensor, rows, data)
     signs = payload.split(form, tensor, rows, data).signs
-    bits = np.unpackbits(signs, axis=1, count=tensor.columns, bitorder="little")
-    return np.where(bits == 1, step, -step)
+    signed: Array = step * _SIGNS[signs].reshape(rows, -1)[:, : tensor.columns]
+    return signed
 
 
 def round_to(values: Array, dtype: str) -> Array:

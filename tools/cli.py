@@ -12,7 +12,7 @@ from importlib import import_module
 
 from bsformat import __version__
 
-from . import eval_options, options, repack_options, signature_options
+from . import convert_options, eval_options, options, repack_options, signature_options
 from .ending import ended
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
@@ -21,6 +21,9 @@ URI is a path, http(s)://, s3://, hf://owner/name[@revision]/file, or anything e
 SIZE is 80MiB, 3.5GiB, 80MB, a number of bytes, 60% (of all blocks), or auto: what the device has free, less
 the cache of keys and values, the workspace of a pass, and a spare; stderr says how it came about.
 Exit codes: 0 done, 1 the file or the run failed (one line on stderr says why), 2 wrong usage."""
+
+#: Commands to whose options none of that applies.
+_WITHOUT_URI = frozenset({"pack", "recipes", "cache", "tune", "convert"})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
         ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
         ("repack", "reorder the blocks of a file, drop some, or store them otherwise", repack_options.add_repack),
+        ("convert", "make a file of a published BitStack checkpoint", convert_options.add_convert),
+        ("export", "write what a budget buys as safetensors or GGUF, for other programs", convert_options.add_export),
         ("sign", "check every byte of a file and sign its root", signature_options.add_sign),
         ("init-repo", "write a directory that transformers loads and a model hub shows", options.add_init_repo),
         ("cache", "show, empty or check what is kept of remote files", options.add_cache),
@@ -53,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=_EPILOG if name not in ("pack", "recipes", "cache", "tune") else None,
+            epilog=_EPILOG if name not in _WITHOUT_URI else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -72,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     signature_options.check(parser, args)
+    convert_options.check(parser, args)
 
     def run() -> int:
         signature_options.demand(args)
