@@ -19,11 +19,12 @@ WAIT = 30.0
 
 
 class Page:
-    """One tab. What its console says and what it throws is in ``complaints``."""
+    """One tab. What its console says and what it throws is in ``complaints``, every URL it asked for in ``requests``."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._number = socket, 0
         self.complaints: list[str] = []
+        self.requests: list[str] = []
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
@@ -40,6 +41,8 @@ class Page:
 
     def _note(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         if message.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(params["exceptionDetails"])[:500])
         if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"):
@@ -47,7 +50,7 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Go to a URL."""
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=url)
 
