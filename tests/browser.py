@@ -19,7 +19,7 @@ WAIT = 30.0
 
 
 class Page:
-    """One tab. What its console says and what it throws is in ``complaints``, every URL it asked for in ``requests``."""
+    """One tab. ``complaints``: what its console says and what it throws; ``requests``: every URL that it asked for."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._number = socket, 0
@@ -61,13 +61,13 @@ class Page:
             raise RuntimeError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
-    async def until(self, script: str) -> None:
+    async def until(self, script: str, wait: float = WAIT) -> None:
         """Wait until an expression is true. Between two pages it may fail for want of either."""
-        deadline = time.monotonic() + WAIT
+        deadline = time.monotonic() + wait
         while not await self._true(script):
             if time.monotonic() > deadline:
                 text = await self.value("document.body.innerText")
-                raise TimeoutError(f"not within {WAIT} s: {script}; {self.complaints}; the page:\n{text}")
+                raise TimeoutError(f"not within {wait} s: {script}; {self.complaints}; the page:\n{text}")
             await asyncio.sleep(0.05)
 
     async def _true(self, script: str) -> bool:

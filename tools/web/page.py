@@ -112,9 +112,15 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
             facts.memory(),
         ]
 
+    def position(budget: int) -> float:
+        return round(math.ceil(budget / size / step) * step, 9)
+
     def moved(side: int, value: float | None) -> list[str]:
+        # A page that is opened puts its sliders where the sides are: that rounds no budget, and moves no model.
+        if value is None or value == position(sides.standing(side).budget):
+            return panels()
         try:
-            sides.move(side, room.most if value is None else round(value * size))
+            sides.move(side, round(value * size))
         except BstkError as error:
             return panels((str(error), "") if side == 0 else ("", str(error)))
         return panels()
@@ -138,7 +144,9 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
         gr.HTML(facts.head())
         asked = gr.Textbox(prompt, label="Prompt", lines=2, elem_id="prompt", max_length=_MOST_PROMPT)
         with gr.Row():
-            count = gr.Slider(1, MOST_TOKENS, min(tokens, MOST_TOKENS), step=1, label="tokens to write", scale=3)
+            count = gr.Slider(
+                1, MOST_TOKENS, min(tokens, MOST_TOKENS), step=1, label="tokens to write", scale=3, buttons=[]
+            )
             go = gr.Button("Write", variant="primary", elem_id="write", scale=1)
             halt = gr.Button("Stop", interactive=False, elem_id="stop", scale=1)
         sliders, states, texts, notes, maps = [], [], [], [], []
@@ -147,9 +155,9 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
                 with gr.Column(elem_id=f"side-{side}"):
                     sliders.append(
                         gr.Slider(
-                            math.ceil(room.least / size / step) * step,
-                            math.ceil(room.most / size / step) * step,
-                            room.budgets[side] / size,
+                            position(room.least),
+                            position(room.most),
+                            position(room.budgets[side]),
                             step=step,
                             label=f"{NAMES[side]}: budget, {unit}",
                             elem_id=f"budget-{side}",
@@ -186,7 +194,7 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
         halt.click(sides.stop, concurrency_limit=None, **quiet)
         # Another tab may have moved them since the page was made.
         page.load(
-            lambda: [sides.standing(0).budget / size, sides.standing(1).budget / size, *panels()],
+            lambda: [*(position(sides.standing(side).budget) for side in (0, 1)), *panels()],
             outputs=[*sliders, *outputs],
             **quiet,
         )

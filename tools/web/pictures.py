@@ -85,7 +85,7 @@ def levels_picture(grid: Grid, side: int, most: int) -> str:
         side: 0 or 1, for the colour.
         most: levels that have the full colour.
     """
-    colour, cell, row_height, margin = COLOURS[side], 20, 20, 200
+    colour, cell, row_height, margin = COLOURS[side], 20, 20, 160
     columns = len(grid.layers)
     width = margin + max(columns * cell, 260) + 8
     parts, total, filled = [], 0.0, 0.0
@@ -130,7 +130,7 @@ def _cell(x: float, y: float, width: float, held: float, most: int, colour: str,
 
 
 def _tail(name: str) -> str:
-    return name if len(name) <= 26 else f"…{name[-25:]}"
+    return name if len(name) <= 22 else f"…{name[-21:]}"
 
 
 def _title(name: str, shown: str) -> str:

@@ -1,6 +1,7 @@
 """Serving the page: on loopback unless told otherwise, to nobody who has no business there."""
 
 import ipaddress
+import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -127,7 +128,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError, UnicodeError) as error:
-        detail = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)
+        detail = os.strerror(number) if number and number > 0 else error
         raise BstkError(
             f"cannot listen on {host} port {port}: {detail}; --port 0 takes a free one", reason="address"
         ) from None
