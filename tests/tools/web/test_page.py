@@ -23,6 +23,8 @@ pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed (extra demo)"),
 ]
 
+pytest_plugins = ["tests.realmodel"]
+
 #: A folder; where it is set, the pictures of `test_the_page_of_a_real_model` go there.
 SCREENSHOTS = os.environ.get("BSTK_SCREENSHOTS")
 LOADED = "document.querySelectorAll('#levels-0 svg, #levels-1 svg, #curve svg, .facts').length === 5"
