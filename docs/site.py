@@ -1,7 +1,8 @@
 """How the site is made of the files of the repository: hooks of mkdocs, named in ``mkdocs.yml``.
 
-Pages lie where a reader of the repository looks for them, in ``docs/``, ``spec/`` and its root, and link to each other there.
-The site has them all under the same names, so that every link holds in both places; ``docs/`` is left out of addresses.
+Pages lie where a reader of the repository looks for them, in ``docs/``, ``spec/`` and its root, and link to each other
+there. The site has them all under the same names, so that every link holds in both places; ``docs/`` is left out of
+addresses.
 """
 
 import re
