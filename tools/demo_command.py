@@ -3,6 +3,8 @@
 import argparse
 import json
 import secrets
+import socket
+from contextlib import suppress
 from importlib.util import find_spec
 
 import bsformat
@@ -34,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(container: Container, args: argparse.Namespace, listening: object, token: str | None, url: str) -> None:
+def _serve(
+    container: Container, args: argparse.Namespace, listening: socket.socket, token: str | None, url: str
+) -> None:
     import bitstack
 
     from .devices import default_dtype, find_device, find_dtype, use_kernels
@@ -71,8 +75,8 @@ def _serve(container: Container, args: argparse.Namespace, listening: object, to
     else:
         print(f"{url}  (interrupt with Ctrl-C)", flush=True)
     try:
-        serve(page, listening, token)  # type: ignore[arg-type]
-    except KeyboardInterrupt:  # the way in which this ends
-        say("bstk: ended")
+        with suppress(KeyboardInterrupt):  # the way in which this ends
+            serve(page, listening, token)
     finally:
         sides.close()
+    say("bstk: ended")

@@ -42,7 +42,6 @@ def demo(folder: Path, *arguments: object) -> Iterator[dict[str, Any]]:
             stderr=err,
             text=True,
             env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert process.stdout is not None
         try:
