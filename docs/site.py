@@ -6,7 +6,6 @@ addresses.
 """
 
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from posixpath import dirname, join, normpath
@@ -32,8 +31,9 @@ def on_config(config: Any) -> Any:
     for folder, place in _PACKAGES.items():
         (farm / place).mkdir(exist_ok=True)
         for path in (_ROOT / folder).glob("*.py"):
-            if not (farm / place / path.name).exists():
-                shutil.copyfile(path, farm / place / path.name)
+            # A colon twice, before an example, is what other formats of docstrings have in the place of one.
+            text = re.sub(r"(?<=\S)::$", ":", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            (farm / place / path.name).write_text(text, encoding="utf-8")
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(farm)]
     return config
 

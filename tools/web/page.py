@@ -117,7 +117,7 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
 
     def moved(side: int, value: float | None) -> list[str]:
         # A page that is opened puts its sliders where the sides are: that rounds no budget, and moves no model.
-        if value is None or value == position(sides.standing(side).budget):
+        if value is None or not math.isfinite(value) or value == position(sides.standing(side).budget):
             return panels()
         try:
             sides.move(side, round(value * size))
@@ -125,14 +125,14 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
             return panels((str(error), "") if side == 0 else ("", str(error)))
         return panels()
 
-    def write(text: str, count: float) -> Iterator[list[Any]]:
+    def write(text: str | None, count: float | None) -> Iterator[list[Any]]:
         # Two texts, their notes, what `panels` gives, and the two buttons.
         texts, notes = ["", ""], ["waits", "waits"]
         buttons = [gr.update(interactive=False), gr.update(interactive=True)]
         skipped = [gr.skip()] * 6
         yield [*texts, *map(_note, notes), *panels(), *buttons]
         try:
-            for event in sides.write(text[:_MOST_PROMPT], max(1, min(int(count), MOST_TOKENS)), raw):
+            for event in sides.write((text or "")[:_MOST_PROMPT], _whole(count), raw):
                 texts[event.side], notes[event.side] = event.text or "", _said(event)
                 shown = panels() if event.text is None else skipped
                 yield [*texts, *map(_note, notes), *shown, gr.skip(), gr.skip()]
@@ -186,7 +186,14 @@ def build(container: Container, sides: Sides, *, prompt: str, tokens: int, raw: 
         for side, slider in enumerate(sliders):
             # While one resize is under way the last position waits, and those in between are left out.
             slider.change(
-                lambda value, side=side: moved(side, value), slider, outputs, trigger_mode="always_last", **quiet
+                lambda value, side=side: moved(side, value),
+                slider,
+                outputs,
+                trigger_mode="always_last",
+                # Growing a remote file may take its time, which is counted beside what grows.
+                show_progress="minimal",
+                show_progress_on=states[side],
+                api_visibility="private",
             )
         written = [*texts, *notes, *outputs, go, halt]
         for event in (go.click, asked.submit):
@@ -224,6 +231,11 @@ def mounted(page: Any) -> Any:
         theme=theme,
         css=_CSS,
     )
+
+
+def _whole(count: float | None) -> int:
+    """A number of tokens, whatever a browser sends."""
+    return int(max(1, min(count, MOST_TOKENS))) if count is not None and math.isfinite(count) else 1
 
 
 def _said(event: Written) -> str:
