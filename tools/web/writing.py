@@ -45,7 +45,7 @@ class _Listener(BaseStreamer):
 
     def __init__(self, tokenizer: Any, say: Callable[[str, int], None]) -> None:
         self._tokenizer, self._say = tokenizer, say
-        self._prompt, self._tokens = True, list[int]()
+        self._prompt, self._tokens, self._whole = True, list[int](), ""
 
     def put(self, value: torch.Tensor) -> None:
         """The prompt, then one token at a time."""
@@ -56,9 +56,12 @@ class _Listener(BaseStreamer):
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
         # A character may come in several tokens: until the last of them is there it decodes to a replacement.
         self._say(text.rstrip("\ufffd"), len(self._tokens))
+        self._whole = text
 
     def end(self) -> None:
-        """All tokens came before."""
+        """There is no more: what is not whole yet stays so."""
+        if self._whole.endswith("\ufffd"):
+            self._say(self._whole, len(self._tokens))
 
 
 class _Between(StoppingCriteria):

@@ -30,7 +30,6 @@ pytest_plugins = ["tests.realmodel"]
 SCREENSHOTS = os.environ.get("BSTK_SCREENSHOTS")
 LOADED = "document.querySelectorAll('#levels-0 svg, #levels-1 svg, #curve svg, .facts').length === 5"
 WRITTEN = "!document.querySelector('#write').disabled && document.querySelector('#text-1 textarea').value.length > 0"
-
 UNDER_WAY = "/^\\d+ tokens?$/.test(document.querySelector('#note-1').innerText.trim())"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from bitstack.tools.web import server
 from bsformat import BstkError
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed (extra demo)")
 
 
 async def served(scope: Any, receive: Any, send: Any) -> None:
@@ -80,8 +83,8 @@ def test_beyond_loopback_a_token_is_asked_for_once() -> None:
     assert ask("/gradio_api/queue/data", token="secret", **there)[0] == 401
 
 
+@needs_gradio
 def test_a_port_that_is_taken_is_one_line(failed: Callable[..., str], tiny_bstk: Path) -> None:
-    pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = failed("demo", tiny_bstk, "--port", taken.getsockname()[1])
     assert line.startswith("cannot listen on 127.0.0.1 port ")
@@ -97,8 +100,8 @@ def test_without_gradio_the_extra_is_named(
     assert failed("demo", tiny_bstk) == "bstk demo needs gradio: pip install 'bitstack[demo]' [demo]"
 
 
+@needs_gradio
 def test_a_budget_below_the_minimum_is_refused_before_anything_heavy(
     failed: Callable[..., str], tiny_bstk: Path
 ) -> None:
-    pytest.importorskip("gradio")
     assert "below the minimum" in failed("demo", tiny_bstk, "--port", 0, "--budget", "1KiB")
