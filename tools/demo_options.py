@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_device, add_kernels, add_room, add_source
+from .options import add_device, add_kernels, add_source
 from .values import exact, whole
 
 
@@ -24,6 +24,12 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--host", default="127.0.0.1", help="address to listen on; other than loopback, a token is asked for")
     add("--port", metavar="N", type=whole(0, 65535), default=7860, help="0: a free one (default: %(default)s)")
-    add_room(parser, "4096, or what the model can read, if that is less")
+    add(
+        "--context",
+        metavar="N",
+        type=whole(1),
+        help="tokens of a prompt and its text that there is room for (default: 4096, or what the model can read, if "
+        "that is less)",
+    )
     add_device(parser)
     add_kernels(parser)
