@@ -16,10 +16,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Callable[[], Awaitable[Any]], Send], Awaitable[None]]
 
 #: What the page asks for. Uploads, files, the API and all else that Gradio offers is not there.
-_PATHS: Final = ("/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
+_PATHS: Final = ("/config", "/theme.css", "/favicon.ico", "/robots.txt")
 _FOLDERS: Final = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/", "/gradio_api/queue/")
 _CALLS: Final = ("/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/startup-events", "/gradio_api/app_id")
 _COOKIE: Final = "bstk-demo"
+#: Name and icons of the page, which browsers ask for without cookies.
+_MANIFEST: Final = "/manifest.json"
 #: The browser itself refuses whatever is not of this server.
 _HEADERS: Final = (
     (
@@ -69,14 +71,14 @@ class Guard:
             return 403, "this page is served on loopback only"
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "requests of other origins are refused"
-        if self._token is not None:
+        if self._token is not None and scope["path"] != _MANIFEST:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if scope["path"] == "/" and given and _same(given, self._token):
                 return 303, ""
             if not _same(_cookie(headers.get("cookie", "")), self._token):
                 return 401, "open the address that bstk demo printed: it ends with a token"
         path = scope["path"]
-        if path not in ("/", *_PATHS, *_CALLS) and not path.startswith(_FOLDERS):
+        if path not in ("/", _MANIFEST, *_PATHS, *_CALLS) and not path.startswith(_FOLDERS):
             return 404, "there is nothing here"
         return 0, ""
 

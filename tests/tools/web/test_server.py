@@ -81,6 +81,8 @@ def test_beyond_loopback_a_token_is_asked_for_once() -> None:
     assert ask(token="secret", cookie="a=b; bstk-demo=secret", **there)[0] == 200
     assert ask(token="secret", cookie="bstk-demo=other", **there)[0] == 401
     assert ask("/gradio_api/queue/data", token="secret", **there)[0] == 401
+    assert ask("/config", token="secret", **there)[0] == 401
+    assert ask("/manifest.json", token="secret", **there)[0] == 200  # browsers ask for it without cookies
 
 
 @needs_gradio
