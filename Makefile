@@ -24,7 +24,7 @@ BASE_STAMP := $(VENV)/.base-installed
 DEV_STAMP := $(VENV)/.dev-installed
 TYPES := build/types
 
-.PHONY: help demo test check lint types format clean
+.PHONY: help demo test check lint types docs format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -46,7 +46,7 @@ $(DEV_STAMP): $(BASE_STAMP)
 FIND_MODEL := import importlib.util, pathlib; \
   print(*pathlib.Path(importlib.util.find_spec("$(MODEL_MODULE)").origin).parent.glob("*.gguf"))
 
-demo: $(BASE_STAMP) ## pack a real model and run it at several budgets
+demo: $(BASE_STAMP) ## pack a real model and run it at several budgets, in the terminal
 	@model=$$($(PY) -c '$(FIND_MODEL)') && $(PY) -m bitstack.tools.demo --model "$$model" --work .demo
 
 test: $(DEV_STAMP) ## run the tests; PYTEST_ARGS="-k name" narrows them
@@ -66,6 +66,9 @@ types: $(DEV_STAMP) ## mypy --strict over both packages
 	@$(PIP) install --no-deps --no-index --no-build-isolation --no-compile --target $(TYPES) .
 	cd $(TYPES) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 	  -p bsformat -p bitstack | sed -E 's#^bitstack/(kernels|loader|tools)/#\1/#'
+
+docs: $(DEV_STAMP) ## the site, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir build/site
 
 format: $(DEV_STAMP) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .

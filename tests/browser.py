@@ -19,11 +19,12 @@ WAIT = 30.0
 
 
 class Page:
-    """One tab. What its console says and what it throws is in ``complaints``."""
+    """One tab. ``complaints``: what its console says and what it throws; ``requests``: every URL that it asked for."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._number = socket, 0
         self.complaints: list[str] = []
+        self.requests: list[str] = []
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
@@ -40,6 +41,8 @@ class Page:
 
     def _note(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         if message.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(params["exceptionDetails"])[:500])
         if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"):
@@ -47,7 +50,7 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Go to a URL."""
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=url)
 
@@ -58,13 +61,13 @@ class Page:
             raise RuntimeError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
-    async def until(self, script: str) -> None:
+    async def until(self, script: str, wait: float = WAIT) -> None:
         """Wait until an expression is true. Between two pages it may fail for want of either."""
-        deadline = time.monotonic() + WAIT
+        deadline = time.monotonic() + wait
         while not await self._true(script):
             if time.monotonic() > deadline:
                 text = await self.value("document.body.innerText")
-                raise TimeoutError(f"not within {WAIT} s: {script}; {self.complaints}; the page:\n{text}")
+                raise TimeoutError(f"not within {wait} s: {script}; {self.complaints}; the page:\n{text}")
             await asyncio.sleep(0.05)
 
     async def _true(self, script: str) -> bool:

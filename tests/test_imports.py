@@ -43,8 +43,8 @@ def test_transformers_works_after_bitstack(repo_root: Path) -> None:
     ("program", "absent"),
     [
         ("import bsformat", ("torch", "transformers", "triton", "bitstack")),
-        ("import bitstack", ("torch", "transformers", "triton")),
-        ("import bitstack.tools.cli", ("torch", "transformers", "triton")),
+        ("import bitstack", ("torch", "transformers", "triton", "numba", "gradio")),
+        ("import bitstack.tools.cli", ("torch", "transformers", "triton", "gradio", "uvicorn")),
         (
             "from bitstack.tools.cli import main\n"
             "try:\n"
@@ -52,7 +52,7 @@ def test_transformers_works_after_bitstack(repo_root: Path) -> None:
             "except SystemExit as stop:\n"
             "    code = stop.code\n"
             "assert not code, code",
-            ("torch", "transformers", "triton"),
+            ("torch", "transformers", "triton", "numba", "gradio", "uvicorn"),
         ),
     ],
     ids=["bsformat", "bitstack", "cli", "help"],
@@ -68,3 +68,13 @@ def test_help_names_the_command(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "bstk" in done.stdout
+
+
+def test_a_bench_says_what_an_import_loads() -> None:
+    from bitstack.tools.bench import imports
+
+    light, heavy = (imports.measured(statement, 1) for statement in ("import bitstack", "import bsformat, torch"))
+    assert light["heavy"] == []
+    assert heavy["heavy"] == ["torch"]
+    assert 0 < light["modules"] < heavy["modules"]
+    assert len(light["seconds"]) == 1

@@ -120,7 +120,7 @@ def intended(container: Container, args: argparse.Namespace) -> "Use":
 
     if args.budget != "auto" and not is_governed(args):
         return bitstack.Use()
-    prompt = _inputs(bitstack.load_tokenizer(container), args.prompt, args.raw)["input_ids"].shape[1]
+    prompt = prompt_inputs(bitstack.load_tokenizer(container), args.prompt, args.raw)["input_ids"].shape[1]
     return bitstack.Use(max(prompt + args.max_new_tokens, args.context or 1), prompt=max(1, prompt))
 
 
@@ -155,7 +155,7 @@ def complete(
     """
     import torch
 
-    inputs = _inputs(tokenizer, prompt, raw).to(model.device)
+    inputs = prompt_inputs(tokenizer, prompt, raw).to(model.device)
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ModelError("the prompt has no tokens; write something", reason="prompt")
@@ -172,7 +172,12 @@ def complete(
     return tokenizer.decode(new, skip_special_tokens=True), len(new)
 
 
-def _inputs(tokenizer: Any, prompt: str, raw: bool) -> Any:
+def prompt_inputs(tokenizer: Any, prompt: str, raw: bool) -> Any:
+    """What a model takes for a prompt: ``input_ids`` and mask [1, tokens], through the chat template if there is one.
+
+    Raises:
+        ModelError: the prompt has no tokens, or the chat template fails.
+    """
     if raw or not getattr(tokenizer, "chat_template", None):
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         if not inputs["input_ids"].is_floating_point():
