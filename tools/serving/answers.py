@@ -147,7 +147,8 @@ class CompletionAnswer(Answer):
 
     def _described(self, piece: Piece, offset: int) -> dict[str, Any]:
         chosen, name = piece.chosen, self._vocabulary.name
-        top = {name(token): value for token, value in chosen.top}
+        # Parts of characters may have one name between them: the likeliest has it.
+        top = {name(token): value for token, value in reversed(chosen.top)}
         return {
             "tokens": name(chosen.token),
             "token_logprobs": chosen.logprob,

@@ -1,12 +1,13 @@
 """The routes of the server, and errors as OpenAI's API has them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from bsformat import __version__
 from bsformat.errors import BstkError
@@ -17,7 +18,8 @@ from .guard import Guard
 from .schemas import BudgetRequest, ChatRequest, CompletionRequest
 from .service import Service
 
-_Handler = Callable[[Request], Awaitable[Response]]
+#: How pydantic names types, where a parameter may have several.
+_TYPES = frozenset({"str", "int", "float", "bool"})
 
 
 def build_app(service: Service, token: str | None = None) -> Guard:
@@ -32,9 +34,6 @@ def build_app(service: Service, token: str | None = None) -> Guard:
     _add_budget(app, service)
     _add_state(app, service)
     app.add_exception_handler(HTTPException, _http_error)
-    # What the router itself raises is of the class above that of FastAPI.
-    app.add_exception_handler(404, _http_error)
-    app.add_exception_handler(405, _http_error)
     app.add_exception_handler(RequestValidationError, _wrong_body)
     app.add_exception_handler(Exception, _unexpected)
     return Guard(_Counted(app, service), token, service.limits.body)
@@ -131,8 +130,8 @@ async def _wrong_body(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with the body of a request."""
     first: dict[str, Any] = dict(error.errors()[0]) if isinstance(error, RequestValidationError) else {}
     kind, path = str(first.get("type")), [str(part) for part in first.get("loc", ())[1:]]
-    # Of a union pydantic names the alternatives, which are none of the client's parameters.
-    names = [part for part in path if part.isidentifier() or part.isdigit()]
+    # Of a union pydantic names the alternative that it tried, which is none of the client's parameters.
+    names = [part for part in path if part not in _TYPES and (part.isidentifier() or part.isdigit())]
     param = ".".join(names[:3])[:100] or None
     if kind == "json_invalid":
         return _refused("The body is no JSON.", None, "invalid_json")
@@ -142,6 +141,8 @@ async def _wrong_body(request: Request, error: Exception) -> Response:
         return _refused(f"This server knows no parameter {param!r}.", param, "unknown_parameter")
     if kind == "missing":
         return _refused(f"{param!r} is missing.", param, "missing_parameter")
+    if len(names) < len(path):
+        return _refused(f"{param!r} has none of the types that it may have.", param, "invalid_value")
     return _refused(f"{param!r}: {first.get('msg')}.", param, "invalid_value")
 
 

@@ -30,10 +30,11 @@ class Budget:
         """What is resident, and within which bounds; sizes are bytes of memory."""
         elastic = self.elastic
         plan, planner, wider = elastic.plan, elastic.container.planner, elastic.widening
+        resident = plan.resident_bytes + wider
         out: dict[str, Any] = {
             "object": "budget",
-            "budget_bytes": plan.budget,
-            "resident_bytes": plan.resident_bytes + wider,
+            "budget_bytes": max(plan.budget, resident),  # a percentage is one of the blocks as they are stored
+            "resident_bytes": resident,
             "n_blocks": plan.n_blocks,
             "available_blocks": elastic.container.available_blocks,
             "minimum_bytes": planner.minimum_bytes + wider,

@@ -10,7 +10,7 @@ def is_loopback_name(host: str) -> bool:
     """Whether a Host header names this machine as seen from itself: ``localhost``, ``127.0.0.1:8000``, ``[::1]``."""
     name = host.strip().lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    return name.rstrip(".") == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+    return f".{name.rstrip('.')}".endswith(".localhost") or _is_loopback(name)
 
 
 def listen(host: str, port: int, *, token: bool) -> socket.socket:

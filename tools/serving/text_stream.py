@@ -11,8 +11,8 @@ _INCOMPLETE: Final = 3
 class TextStream:
     """Turns tokens into text, piece by piece.
 
-    All pieces together are the decoded tokens, cut before the first stop sequence. A token may be a part of a
-    character, and a piece of text may be the beginning of a stop sequence: what could still change is held back.
+    All pieces together are the decoded tokens, cut before the stop sequence that is complete first. A token may be a
+    part of a character, and a piece of text the beginning of a stop sequence: what could still change is held back.
 
     Attributes:
         stopped: whether a stop sequence was found; then nothing more comes.
@@ -56,10 +56,11 @@ class TextStream:
         if self.stopped:
             return ""
         text, self._held = self._held + fresh, ""
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        # The one that is complete first, so that it makes no difference how the text is cut into tokens.
+        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return text[: min(found)]
+            return text[: min(found)[1]]
         if not final and (tail := max((_overlap(text, stop) for stop in self._stops), default=0)):
             text, self._held = text[:-tail], text[-tail:]
         return text
