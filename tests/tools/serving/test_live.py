@@ -62,7 +62,7 @@ def test_requests_take_turns(model: Any) -> None:
     until(lambda: sum(name.endswith("ended") for name in told) == 4)
     engine.stop()
     rounds = (
-        "long twice twice",  # both answers to one prompt begin with the pass that read it; the long prompt is being read
+        "long twice twice",  # both answers to a prompt begin with the pass that read it; the long one is being read
         "long twice",
         "long prompt twice, twice ended",
         "long prompt, prompt ended, waits, waits ended",  # there is room for it now, and it is the last in turn
@@ -192,7 +192,12 @@ def test_clients_under_a_budget_that_swings(model: Any, tiny_bstk: Path) -> None
         elastic.resize("40%")
         elastic.resize("100%")
         before = allocated(torch.device("cpu"))
+        served.passes.lengths.clear()
+        served.passes.before = lambda number: served.passes.may_go.clear() if number == 8 else None
         with asked(served.chat, *bodies) as answers:
+            until(lambda: not served.passes.may_go.is_set())
+            elastic.resize("70%")
+            served.passes.may_go.set()
             turn = 0
             while not all(answer.done() for answer in answers):
                 share = ("40%", "100%", "70%")[turn % 3]
