@@ -14,13 +14,13 @@ import torch
 import bitstack
 import bsformat
 from bitstack.tools.bench.resizing import allocated
+from bitstack.tools.bench.serving import replayed
 from bitstack.tools.serving.engine import Engine
 from bitstack.tools.serving.job import Ended, Job, Piece, Wanted
 from bitstack.tools.serving.metrics import Metrics
 from bitstack.tools.serving.sampling import Sampling
 from tests.loader.tiny import WatchedSource
 from tests.tools.serving.conftest import CHAT, Served, WatchedPasses, extra
-from tests.tools.serving.replay import replayed
 
 GREEDY = Sampling(temperature=0)
 
@@ -179,7 +179,7 @@ def test_a_budget_that_changes_in_mid_answer_is_told(model: Any, tiny_bstk: Path
             elastic.container.planner.resident_bytes(run["n_blocks"]) + elastic.widening for run in runs
         ]
         with bsformat.open(tiny_bstk) as container:
-            assert replayed(container, ours, served.limits.chunk) == ours["token_ids"]
+            assert replayed(container, ours, served.limits.chunk, {}) == ours["token_ids"]
 
 
 def test_clients_under_a_budget_that_swings(model: Any, tiny_bstk: Path) -> None:
