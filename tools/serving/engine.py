@@ -65,10 +65,13 @@ class Engine:
         self._end(job, StoppedError())
 
     def cancel(self, job: Job) -> None:
-        """Answer a job no further: nobody waits for it."""
+        """Answer a job no further: nobody waits for it. One that still waits for its turn ends now."""
         with self._moved:
             job.cancelled = True
-            self._moved.notify_all()
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        self._end(job, None)
 
     @property
     def waiting(self) -> int:

@@ -6,6 +6,8 @@ from typing import Final
 #: Stop sequences of one request, and the characters of the longest, as OpenAI has it for the former.
 MOST_STOPS: Final = 4
 LONGEST_STOP: Final = 512
+#: Tokens whose logits a request may change.
+MOST_BIASES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

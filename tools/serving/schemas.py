@@ -1,13 +1,14 @@
 """The bodies of requests, as OpenAI's API has them, and what of them this server does not take.
 
 What would change an answer and is not there is refused by name; what only tells OpenAI about the caller is ignored.
+A body of megabytes must not become millions of errors: lists end at their first, and objects have few members.
 """
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
-from .errors import unsupported
+from .errors import invalid, unsupported
 
 #: Parameters that are refused unless they have one of these values, which mean what this server does anyway.
 _ONLY: Final[dict[str, tuple[Any, ...]]] = {
@@ -27,6 +28,8 @@ _ONLY: Final[dict[str, tuple[Any, ...]]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
+#: Members that any object of the API may have, and more.
+_MOST_MEMBERS: Final = 64
 _INSTEAD: Final = {
     "tools": "describe them in the prompt",
     "best_of": "ask for n answers",
@@ -38,6 +41,13 @@ class _Strict(BaseModel):
     """Takes no parameter that it does not know, and no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_MEMBERS:
+            raise ValueError(f"more than {_MOST_MEMBERS} parameters")
+        return value
 
 
 class StreamOptions(_Strict):
@@ -56,12 +66,14 @@ class _Request(_Strict):
     n: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: str | list[str] | None = None
+    #: A text, or several.
+    stop: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    #: Numbers of tokens, and what to add to their logits.
+    logit_bias: Any = None
     #: Not OpenAI's: the numbers of all tokens with the answer. Other servers have it by this name.
     return_token_ids: bool | None = None
 
@@ -96,29 +108,20 @@ class _Request(_Strict):
 class CompletionRequest(_Request):
     """Of ``/v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    #: A text, tokens, or several of either: looked into where it is read.
+    prompt: Any
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
 
 
-class TextPart(_Strict):
-    """A part of the content of a message."""
-
-    type: str
-    text: str = ""
-    refusal: str = ""
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-
-
 class Message(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    #: A text, or its parts.
+    content: Any = None
     name: str | None = None
     refusal: str | None = None
     audio: Any = None
@@ -137,19 +140,33 @@ class Message(_Strict):
         """
         if self.role in ("tool", "function") or self.tool_calls or self.function_call:
             raise unsupported("messages", "leave out calls of tools and what they gave")
-        content = self.content if self.content is not None else ""
-        if not isinstance(content, str):
-            for part in content:
-                if part.type != "text":
-                    raise unsupported("messages", f"a part of type {part.type[:40]!r} is no text")
-            content = "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": "".join(map(_text, self._parts()))}
+
+    def _parts(self) -> list[Any]:
+        if isinstance(self.content, list):
+            return self.content
+        return [] if self.content is None else [{"type": "text", "text": self.content}]
+
+
+def _text(part: Any) -> str:
+    """Of a part of the content of a message.
+
+    Raises:
+        ApiError: it is none.
+    """
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+    if isinstance(kind, str) and kind != "text":
+        raise unsupported("messages", f"a part of type {kind[:40]!r} is no text")
+    if kind is None or not isinstance(text, str):
+        raise invalid("messages", "The content of a message must be a text, or a list of parts of type 'text'.")
+    return text
 
 
 class ChatRequest(_Request):
     """Of ``/v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -1,10 +1,11 @@
 """From the body of a request to what the engine is asked for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from .errors import ApiError, invalid
 from .job import Wanted
-from .limits import LONGEST_STOP, MOST_STOPS, Limits
+from .limits import LONGEST_STOP, MOST_BIASES, MOST_STOPS, Limits
 from .sampling import Sampling
 from .schemas import ChatRequest, CompletionRequest
 from .vocabulary import Vocabulary
@@ -35,22 +36,32 @@ def wanted_completion(request: CompletionRequest, vocabulary: Vocabulary, limits
         ApiError: something in it is wrong, or not supported.
     """
     request.check()
-    given = request.prompt
-    every: Sequence[str | list[int]]
-    if isinstance(given, str):
-        every = [given]
-    elif given and isinstance(given[0], int):
-        every = [[token for token in given if isinstance(token, int)]]
-    else:
-        every = [item for item in given if not isinstance(item, int)]
-    if not every:
-        raise invalid("prompt", "'prompt' has no tokens: write something.")
+    every = _texts_or_tokens(request.prompt)
     _check_choices(len(every) * (request.n or 1), limits)
     prompts = [
         vocabulary.of_text(item) if isinstance(item, str) else vocabulary.checked(item, "prompt") for item in every
     ]
     most = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     return _wanted(request, prompts, most, request.logprobs, vocabulary, limits, "prompt")
+
+
+def _texts_or_tokens(given: Any) -> Sequence[str | list[int]]:
+    """The prompts of a request, each a text or tokens.
+
+    Raises:
+        ApiError: they are something else, or none.
+    """
+    if isinstance(given, str) or _are(given, int):
+        return [given]
+    if _are(given, str) or (_are(given, list) and all(_are(item, int) for item in given)):
+        every: Sequence[str | list[int]] = given
+        return every
+    raise invalid("prompt", "'prompt' must be a text, a list of texts, a list of tokens, or a list of such lists.")
+
+
+def _are(given: Any, kind: type) -> bool:
+    """Whether it is a list of something, with one member at least; ``True`` is no token."""
+    return isinstance(given, list) and bool(given) and all(type(item) is kind for item in given)
 
 
 def _wanted(
@@ -74,7 +85,7 @@ def _wanted(
             seed=request.seed,
             frequency_penalty=request.frequency_penalty or 0.0,
             presence_penalty=request.presence_penalty or 0.0,
-            logit_bias=_biases(request.logit_bias or {}, vocabulary),
+            logit_bias=_biases(request.logit_bias, vocabulary),
             logprobs=alternatives,
         ),
         stops=_stops(request.stop),
@@ -101,7 +112,9 @@ def _room(prompt: int, most: int | None, limits: Limits, param: str) -> int:
     return left if most is None else most
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def _stops(stop: Any) -> tuple[str, ...]:
+    if not (stop is None or stop == [] or isinstance(stop, str) or _are(stop, str)):
+        raise invalid("stop", "'stop' must be a text, or a list of texts.")
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > MOST_STOPS:
         raise invalid("stop", f"{len(stops)} stop sequences; at most {MOST_STOPS} may be given.")
@@ -110,12 +123,14 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
-def _biases(given: dict[str, float], vocabulary: Vocabulary) -> dict[int, float]:
+def _biases(given: Any, vocabulary: Vocabulary) -> dict[int, float]:
+    if given is not None and (not isinstance(given, dict) or len(given) > MOST_BIASES):
+        raise invalid("logit_bias", f"'logit_bias' must be an object of at most {MOST_BIASES} tokens.")
     out = {}
-    for name, bias in given.items():
+    for name, bias in (given or {}).items():
         if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocabulary.size):
             raise invalid("logit_bias", f"{name[:40]!r} is no token of this model.")
-        if not -100 <= bias <= 100:
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
             raise invalid("logit_bias", f"The bias of token {name} is not between -100 and 100.")
         out[int(name)] = bias
     return out

@@ -124,6 +124,19 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+def test_who_leaves_the_queue_makes_room(model: Any) -> None:
+    with Served(model, parallel=1, queue=1) as served:
+        served.passes.may_go.clear()
+        with asked(served.chat, {}) as answers:
+            until(lambda: served.engine.running == 1)
+            with pytest.raises(openai.APITimeoutError):
+                served.client.with_options(timeout=0.5).chat.completions.create(**CHAT)
+            until(lambda: served.service.admitted == 1)
+            assert served.engine.waiting == 0
+            served.passes.may_go.set()
+            assert answers[0].result().usage.completion_tokens == 12
+
+
 def test_a_request_that_fails_is_the_only_one(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     with Served(model) as served:
         served.passes.trouble = RuntimeError("the device has /secret/path trouble")

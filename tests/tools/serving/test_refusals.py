@@ -6,8 +6,10 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import ValidationError
 
 from bitstack.tools.serving.hosts import is_loopback_name, listen
+from bitstack.tools.serving.schemas import ChatRequest, CompletionRequest
 from bsformat.errors import BstkError
 from tests.tools.serving.conftest import CHAT, PROMPT, Served
 
@@ -52,10 +54,18 @@ def refused(answer: Any, status: int, code: str, param: str | None = None) -> st
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({"stop": ["a"] * 5}, "invalid_value", "stop"),
         ({"stop": ""}, "invalid_value", "stop"),
+        ({"stop": [1]}, "invalid_value", "stop"),
+        ({"stop": {}}, "invalid_value", "stop"),
+        ({"messages": [{"role": "user", "content": [{"text": "sea"}]}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "user", "content": {"text": "sea"}}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "user", "content": ["sea"]}]}, "invalid_value", "messages"),
         ({"stop": "x" * 600}, "invalid_value", "stop"),
         ({"logit_bias": {"sea": 1}}, "invalid_value", "logit_bias"),
         ({"logit_bias": {"99999": 1}}, "invalid_value", "logit_bias"),
         ({"logit_bias": {"5": 101}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"5": "x"}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {str(n): 1 for n in range(2000)}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": [5]}, "invalid_value", "logit_bias"),
         ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
         ({"stream_options": {"x": 1}}, "unknown_parameter", "stream_options.x"),
@@ -73,6 +83,10 @@ def test_a_chat_that_cannot_be_answered(served: Served, change: dict[str, Any], 
         ({"prompt": []}, "invalid_value", "prompt"),
         ({"prompt": [1, 100000]}, "invalid_value", "prompt"),
         ({"prompt": [[1], [-1]]}, "invalid_value", "prompt"),
+        ({"prompt": [[]]}, "invalid_value", "prompt"),
+        ({"prompt": [1, "sea"]}, "invalid_value", "prompt"),
+        ({"prompt": [True]}, "invalid_value", "prompt"),
+        ({"prompt": None}, "invalid_value", "prompt"),
         ({"prompt": {"text": "sea"}}, "invalid_value", "prompt"),
         ({"prompt": ["a"] * 5}, "invalid_value", "n"),
         ({"echo": True}, "unsupported_parameter", "echo"),
@@ -107,6 +121,21 @@ def test_a_body_that_is_no_object(served: Served, body: bytes) -> None:
         answer = served.raw.request(method, path, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400, (path, answer.text)
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"messages": [{}] * 9999},
+        {str(n): 0 for n in range(9999)},
+        {"stream_options": {str(n): 0 for n in range(9999)}},
+    ],
+)
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
+def test_a_large_wrong_body_makes_few_errors(hostile: dict[str, Any], kind: Any) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        kind.model_validate({"prompt_": 0} | COMPLETION | CHAT | hostile)
+    assert wrong.value.error_count() < 50
 
 
 def test_a_form_is_no_request(served: Served) -> None:
