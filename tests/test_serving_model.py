@@ -20,9 +20,9 @@ def test_eight_clients_while_the_budget_swings(smollm2_bstk: Path) -> None:
         seconds=0,
         requests=1,
         tokens=4,
-        chunk=64,
+        chunk=32,
         interval=0.1,
-        questions=QUESTIONS[:4],
+        questions=QUESTIONS[:3],
     )
     assert (row["requests"], row["failed"], row["wrong_tokens"]) == (8, 0, 0)
     assert row["plans_seen"] == 2

@@ -16,7 +16,6 @@ import openai
 import pytest
 
 from bitstack.tools import serve_command
-from bitstack.tools.bench import serving_doc
 from tests.tools.conftest import Bstk
 
 
@@ -45,7 +44,7 @@ def test_it_ends_when_what_runs_has_ended(tiny_bstk: Path) -> None:
         url = ready["url"].replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{url}/models").status_code == 401
         with openai.OpenAI(base_url=url, api_key="s3cret", max_retries=0, timeout=60) as client:
-            body = {"model": "sea", "prompt": "the sea", "max_tokens": 150, "extra_body": {"logit_bias": {"0": -100}}}
+            body = {"model": "sea", "prompt": "the sea", "max_tokens": 150, "n": 3, "logit_bias": {"0": -100}}
             stream = client.completions.create(**body, stream=True)
             chunks = iter(stream)
             next(chunks)
@@ -74,20 +73,6 @@ def test_it_ends_after_the_grace_time_whatever_runs(tiny_bstk: Path) -> None:
             *_, last, _ = lines
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
         assert process.wait(60) == 0
-
-
-def test_the_programs_of_the_page_run(tiny_bstk: Path, tmp_path: Path, repo_root: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{serving_doc.BEGIN}\nold\n{serving_doc.END}\nafter\n")
-    assert serving_doc.main([str(tiny_bstk), "-o", str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith(f"{serving_doc.END}\nafter\n")
-    assert "404 | model_not_found | model | No model 'gpt' here; this server has 'model'." in text
-    committed = (repo_root / "docs/serving.md").read_text()
-    for program in serving_doc.PROGRAMS:
-        assert f"```python\n{program}```" in text
-        assert f"```python\n{program}```" in committed
 
 
 def test_what_fails_before_anything_is_loaded(

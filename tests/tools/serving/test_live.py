@@ -106,7 +106,7 @@ def test_who_leaves_is_answered_no_further(model: Any, stream: bool) -> None:
     with Served(model, parallel=1) as served:
         served.passes.before = lambda number: served.passes.may_go.clear() if number == 5 else None
         with pytest.raises(openai.APITimeoutError) if not stream else _nothing():
-            answer = served.client.with_options(timeout=1).chat.completions.create(
+            answer = served.client.with_options(timeout=60 if stream else 1).chat.completions.create(
                 **(CHAT | {"max_tokens": 60, "stream": stream})
             )
             next(iter(answer))
