@@ -1,12 +1,13 @@
 """The budget of a served model: what it is, and changing it while requests are answered."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from bitstack.api import Elastic
 from bitstack.loader import Driver
 from bsformat import parse_size
-from bsformat.errors import BudgetError
+from bsformat.errors import BstkError, BudgetError, ResizeError
 
 
 class Budget:
@@ -43,10 +44,12 @@ class Budget:
             "governor": None,
         }
         growth = elastic.growth
-        if growth is not None and not growth.done:
+        # One that was called off, by a later change, says nothing about how things are.
+        if growth is not None and (not growth.done or not isinstance(growth.error, ResizeError | None)):
             out["growing"] = {
                 "target_blocks": growth.target.n_blocks,
                 "target_bytes": growth.target.resident_bytes + wider,
+                "error": growth.error.message if growth.error is not None else None,
             }
         if self._governor is not None:
             marks = self._governor.governor.marks
@@ -104,4 +107,5 @@ class Budget:
         elastic = self.elastic
         if elastic.growth is not None:
             elastic.growth.cancel()
-        elastic.resize(max(elastic.plan.budget, elastic.resident_bytes))
+        with suppress(BstkError):  # the turn is taken, and that is all that matters
+            elastic.resize(max(elastic.plan.budget, elastic.resident_bytes))

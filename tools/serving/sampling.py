@@ -11,6 +11,8 @@ import torch
 
 #: Below it, float32 can divide by no temperature.
 _COLDEST: Final = 1e-6
+#: What OpenAI's API says in the place of minus infinity, which JSON does not have.
+_IMPOSSIBLE: Final = -9999.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class Sampler:
         self._written[token] += 1
         if sampling.logprobs is None:
             return Chosen(token)
-        likelihood = torch.log_softmax(logits.float(), dim=-1)
+        likelihood = torch.log_softmax(logits.float(), dim=-1).clamp(min=_IMPOSSIBLE)
         best = likelihood.topk(min(sampling.logprobs, len(likelihood)))
         top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return Chosen(token, float(likelihood[token]), top)

@@ -257,6 +257,24 @@ def _cut(offset: int, length: int) -> None:
     raise bsformat.errors.SourceError("the cable is cut", where="tiny.bstk")
 
 
+def test_a_stream_that_ends_in_the_background_is_told(tiny_bstk: Path) -> None:
+    source = WatchedSource(tiny_bstk.read_bytes())
+    model = bitstack.load(source, "40%", "cpu")
+    with Served(model) as served:
+        source.trouble = _cut
+        assert served.raw.put("/v1/budget", json={"budget": "100%", "progressive": True}).status_code == 200
+        with pytest.raises(bsformat.errors.SourceError):
+            model.bitstack.growth.wait(30)
+        state = served.raw.get("/v1/budget").json()
+        assert "the cable is cut" in state["growing"]["error"]
+        assert state["n_blocks"] < state["growing"]["target_blocks"]
+        assert served.raw.put("/v1/budget", json={"budget": "20%"}).status_code == 200
+        source.trouble = lambda offset, length: None
+        assert served.raw.put("/v1/budget", json={"budget": "100%", "progressive": True}).status_code == 200
+        model.bitstack.growth.wait(30)
+        assert served.raw.get("/v1/budget").json()["growing"] is None
+
+
 def test_it_answers_while_the_rest_streams_in(tiny_bstk: Path) -> None:
     source, held = WatchedSource(tiny_bstk.read_bytes()), threading.Event()
     with bsformat.open(tiny_bstk) as container:

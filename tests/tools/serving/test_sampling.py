@@ -68,6 +68,11 @@ def test_probabilities_are_the_models_own() -> None:
     assert Sampler(Sampling()).choose(LOGITS).logprob is None
 
 
+def test_what_is_impossible_has_a_number() -> None:
+    logits = torch.tensor([0.0, -math.inf])
+    assert Sampler(Sampling(logprobs=2)).choose(logits).top == ((0, 0.0), (1, -9999.0))
+
+
 def test_logits_are_left_as_they_are() -> None:
     logits = LOGITS.clone()
     Sampler(Sampling(presence_penalty=1, logit_bias={1: 2.0}, top_p=0.5, logprobs=1)).choose(logits)
