@@ -5,9 +5,9 @@ from contextlib import suppress
 from typing import Any
 
 from bitstack.api import Elastic
-from bitstack.loader import Driver
+from bitstack.loader import Driver, Growth
 from bsformat import parse_size
-from bsformat.errors import BstkError, BudgetError, ResizeError
+from bsformat.errors import BstkError, BudgetError
 
 
 class Budget:
@@ -24,6 +24,7 @@ class Budget:
     def __init__(self, elastic: Elastic, governor: Driver | None = None) -> None:
         self.elastic, self._governor = elastic, governor
         self._floor = self._ceiling = None
+        self._past: Growth | None = None  # what became of it is of no interest: a later change came through
         if governor is not None:
             self._floor, self._ceiling = governor.governor.marks.floor, governor.governor.marks.ceiling
 
@@ -44,8 +45,7 @@ class Budget:
             "governor": None,
         }
         growth = elastic.growth
-        # One that was called off, by a later change, says nothing about how things are.
-        if growth is not None and (not growth.done or not isinstance(growth.error, ResizeError | None)):
+        if growth is not None and growth is not self._past and (not growth.done or growth.error is not None):
             out["growing"] = {
                 "target_blocks": growth.target.n_blocks,
                 "target_bytes": growth.target.resident_bytes + wider,
@@ -84,6 +84,7 @@ class Budget:
                 elastic.grow(budget)
             else:
                 elastic.resize(budget)
+                self._past = elastic.growth
             return
         if progressive:
             raise BudgetError("a governor resizes this model in steps of its own: leave out progressive")
