@@ -69,7 +69,7 @@ async def _answer(
         first = await flow.next()
         if first is None:
             return Response(status_code=_NOBODY)
-        headers = dict(budget.headers(first.run.n_blocks, first.run.resident_bytes))
+        headers = {"X-Request-Id": answer.id} | dict(budget.headers(first.run.n_blocks, first.run.resident_bytes))
         if streamed:
             events = _events(flow, first, usage=body.with_usage)
             return _Stream(events, stack.pop_all(), media_type="text/event-stream", headers=headers | _STREAM)

@@ -41,6 +41,11 @@ class Answer:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
         self._parts = [_Part() for _ in range(len(wanted.prompts) * wanted.n)]
 
+    @property
+    def id(self) -> str:
+        """Of this answer alone."""
+        return str(self._head["id"])
+
     def take(self, piece: Piece) -> None:
         """Note a piece; for the thread that writes, which alone may name tokens."""
         part = self._parts[piece.index]

@@ -30,6 +30,7 @@ def test_a_chat_is_answered_as_transformers_would(served: Served, model: Any) ->
             "completion_tokens": 12,
         }
     ]
+    assert answer._request_id == answer.id
     assert answer.system_fingerprint == f"bstk-{model.bitstack.container.root[:16]}-{plan.n_blocks}"
 
 
