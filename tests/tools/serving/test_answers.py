@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bitstack.tools.serving.vocabulary import Vocabulary
 from tests.tools.serving.conftest import CHAT, PROMPT, Served, extra, greedy
 
 
@@ -93,6 +94,15 @@ def test_the_end_of_text_ends_an_answer(served: Served, model: Any) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert extra(answer.choices[0])["token_ids"] == written[: stop + 1]
     assert answer.choices[0].text == served.vocabulary.written(written[:stop])
+
+
+@pytest.mark.parametrize(("named", "ends"), [(None, {0}), (7, {0, 7}), ([7, 8], {0, 7, 8})])
+def test_what_ends_an_answer_is_what_model_and_tokenizer_say(model: Any, named: Any, ends: set[int]) -> None:
+    model.generation_config.eos_token_id = named
+    try:
+        assert Vocabulary(model.bitstack.tokenizer(), model).ends == ends
+    finally:
+        model.generation_config.eos_token_id = None
 
 
 def test_a_stop_sequence_ends_an_answer_before_itself(served: Served) -> None:

@@ -242,6 +242,19 @@ def test_a_later_budget_takes_the_place_of_one_under_way(tiny_bstk: Path) -> Non
         assert served.chat(max_tokens=2).usage.completion_tokens == 2
 
 
+def test_a_stop_waits_for_no_stream(tiny_bstk: Path) -> None:
+    source, held = WatchedSource(tiny_bstk.read_bytes()), threading.Event()
+    model = bitstack.load(source, "40%", "cpu")
+    with Served(model) as served, ThreadPoolExecutor(1) as pool:
+        source.trouble = lambda offset, length: held.wait()
+        source.forget()
+        growing = pool.submit(served.raw.put, "/v1/budget", json={"budget": "100%"})
+        until(lambda: bool(source.reads))
+        served.budget.settle()
+        held.set()
+        assert growing.result().status_code == 409
+
+
 def test_a_growth_that_fails_changes_nothing(tiny_bstk: Path) -> None:
     source = WatchedSource(tiny_bstk.read_bytes())
     model = bitstack.load(source, "40%", "cpu")
