@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,20 @@ def extra(choice: Any) -> dict[str, Any]:
     """What an answer says under ``bitstack``."""
     value: dict[str, Any] = choice.model_extra["bitstack"]
     return value
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that another thread brings about."""
+    pause = threading.Event()
+    for _ in range(3000):
+        if true():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come about")
+
+
+@contextmanager
+def asked(call: Callable[..., Any], *bodies: dict[str, Any]) -> Iterator[list["Future[Any]"]]:
+    """Calls under way in threads of their own."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        yield [pool.submit(call, **body) for body in bodies]
