@@ -5,7 +5,7 @@ allocations of real passes, and they may be above those, but not below.
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -44,6 +44,7 @@ class Use:
         context: tokens of one sequence, prompt and answer together; None: `CONTEXT`.
         batch: sequences at once.
         prompt: the most tokens of a sequence that go through the model in one pass; None: all of the context.
+        together: whether all sequences go through the model in one pass, or each in passes of its own.
         logits: whether a pass says something about its last tokens or about all of them.
         cached: whether keys and values are kept at all.
     """
@@ -51,6 +52,7 @@ class Use:
     context: int | None = None
     batch: int = 1
     prompt: int | None = None
+    together: bool = True
     logits: Literal["last", "all"] = "last"
     cached: bool = True
 
@@ -110,11 +112,11 @@ def needs_of(
     caches = layer_caches(model.config) if use.cached and model.can_generate() else []
     itemsize = dtype.itemsize
     cache = itemsize * cache_elements(caches, context, use.batch)
-    shape = _Shape.of(text, container)
+    shape, passing = _Shape.of(text, container), use.batch if use.together else 1
     workspace = {
-        "activations": shape.activations(use.batch, prompt, context, itemsize, _writes_scores(text, model)),
-        "cache_growth": _cache_growth(caches, use.batch, prompt, context) * itemsize,
-        "logits": _logits(model, shape.vocabulary, use, prompt, itemsize),
+        "activations": shape.activations(passing, prompt, context, itemsize, _writes_scores(text, model)),
+        "cache_growth": _cache_growth(caches, passing, prompt, context) * itemsize,
+        "logits": _logits(model, shape.vocabulary, replace(use, batch=passing), prompt, itemsize),
         "kernels": _kernels(container, device, itemsize),
     }
     if device.type != "cuda":

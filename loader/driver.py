@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from .governor import Decision, Governor
@@ -68,6 +69,20 @@ class Driver:
             if decision.action != "hold":
                 self._carry_out(decision)
             return decision
+
+    def limit(self, budget: int) -> None:
+        """Resize to a budget now, in the place of whatever is under way, and let it be the ceiling from then on.
+
+        Raises:
+            BudgetError: it is below the floor. Other errors: those of the resize; then the ceiling is what it was.
+        """
+        replace(self.governor.marks, ceiling=budget)  # refused before anything is called off
+        self._model.resize(budget)
+        with self._ticking:
+            self._model.resize(budget)  # a tick that had decided before may have come in between
+            self.governor.marks = replace(self.governor.marks, ceiling=budget)
+            self.governor.budget = budget
+            self._log.start(self._clock(), self.governor.marks, budget)
 
     def _free_now(self) -> int | None:
         try:

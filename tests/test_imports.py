@@ -44,7 +44,7 @@ def test_transformers_works_after_bitstack(repo_root: Path) -> None:
     [
         ("import bsformat", ("torch", "transformers", "triton", "bitstack")),
         ("import bitstack", ("torch", "transformers", "triton", "numba", "gradio")),
-        ("import bitstack.tools.cli", ("torch", "transformers", "triton", "gradio", "uvicorn")),
+        ("import bitstack.tools.cli", ("torch", "transformers", "triton", "gradio", "fastapi", "uvicorn", "pydantic")),
         (
             "from bitstack.tools.cli import main\n"
             "try:\n"
@@ -54,8 +54,16 @@ def test_transformers_works_after_bitstack(repo_root: Path) -> None:
             "assert not code, code",
             ("torch", "transformers", "triton", "numba", "gradio", "uvicorn"),
         ),
+        (
+            "from bitstack.tools.cli import main\n"
+            "try:\n"
+            "    main(['serve', '--help'])\n"
+            "except SystemExit as stop:\n"
+            "    assert not stop.code",
+            ("torch", "transformers", "fastapi", "uvicorn", "pydantic", "prometheus_client"),
+        ),
     ],
-    ids=["bsformat", "bitstack", "cli", "help"],
+    ids=["bsformat", "bitstack", "cli", "help", "serve-help"],
 )
 def test_leaves_heavy_packages_unimported(program: str, absent: tuple[str, ...], tmp_path: Path) -> None:
     printed = run(f"{program}\nimport sys\nprint(*(name for name in {absent} if name in sys.modules))", cwd=tmp_path)

@@ -12,7 +12,15 @@ from importlib import import_module
 
 from bsformat import __version__
 
-from . import convert_options, demo_options, eval_options, options, repack_options, signature_options
+from . import (
+    convert_options,
+    demo_options,
+    eval_options,
+    options,
+    repack_options,
+    serve_options,
+    signature_options,
+)
 from .ending import ended
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
@@ -45,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("plan", "what a budget buys, or what a perplexity costs", options.add_plan),
         ("generate", "load within a budget and continue a prompt", options.add_generate),
         ("demo", "open a page that writes at two budgets, with a slider for each", demo_options.add_demo),
+        ("serve", "answer requests as OpenAI's API has them; the budget may change meanwhile", serve_options.add_serve),
         ("fetch", "make a local file of what a budget buys; grow it later", options.add_fetch),
         ("tune", "measure how the kernels are best cut for this GPU, and keep that", options.add_tune),
         ("repack", "reorder the blocks of a file, drop some, or store them otherwise", repack_options.add_repack),

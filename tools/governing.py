@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bsformat import Container, format_size, parse_size
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from bitstack import Use
-    from bitstack.loader import AutoBudget
+    from bitstack.loader import AutoBudget, Driver
 
 
 def is_governed(args: argparse.Namespace) -> bool:
@@ -88,6 +88,21 @@ def governed(model: Any, args: argparse.Namespace) -> Iterator[list[dict[str, An
     Yields:
         What the governor did, event by event, as it happens; None without one. Decisions to hold are in the log only.
     """
+    events = _Events()
+    with driven(model, args, events) as driver:
+        yield events.kept if driver is not None else None
+
+
+@contextmanager
+def driven(model: Any, args: argparse.Namespace, *handlers: logging.Handler) -> "Iterator[Driver | None]":
+    """The same for a program that has a log of its own.
+
+    Args:
+        handlers: what the governor does goes to these too, as far as their levels let it through.
+
+    Yields:
+        What runs the governor; None without one.
+    """
     if not is_governed(args):
         yield None
         return
@@ -95,21 +110,21 @@ def governed(model: Any, args: argparse.Namespace) -> Iterator[list[dict[str, An
     from bitstack.loader import JsonLines
     from bitstack.loader.governor_log import NAME
 
-    logger, events = logging.getLogger(NAME), _Events()
+    logger = logging.getLogger(NAME)
     with ExitStack() as stack:
-        for handler in (events, logging.FileHandler(args.governor_log, "w") if args.governor_log else None):
-            if handler is not None:
-                handler.setFormatter(JsonLines())
-                logger.addHandler(handler)
-                stack.callback(handler.close)
-                stack.callback(logger.removeHandler, handler)
+        every = list(handlers)
+        if args.governor_log:
+            every.append(stack.enter_context(closing(logging.FileHandler(args.governor_log, "w"))))
+            every[-1].setFormatter(JsonLines())
+        for handler in every:
+            logger.addHandler(handler)
+            stack.callback(logger.removeHandler, handler)
         level, spread = logger.level, logger.propagate
         stack.callback(logger.setLevel, level)
         stack.callback(setattr, logger, "propagate", spread)
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
-        stack.enter_context(govern(model, args.floor, args.ceiling))
-        yield events.kept
+        yield stack.enter_context(govern(model, args.floor, args.ceiling))
 
 
 class _Events(logging.Handler):

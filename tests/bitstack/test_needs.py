@@ -151,6 +151,17 @@ def test_a_use_that_says_nothing_is_of_a_usual_context(packed: Callable[[str], A
     assert CONTEXT == 4096
 
 
+def test_sequences_in_passes_of_their_own_share_a_workspace(packed: Callable[[str], Any]) -> None:
+    elastic = bitstack.load(packed("llama-gqa").path, "100%", "cpu").bitstack
+    elastic.use = Use(context=60, batch=5, prompt=20, together=False)
+    apart = elastic.needs
+    elastic.use = Use(context=60, prompt=20)
+    one = elastic.needs
+    assert apart.cache_bytes == 5 * one.cache_bytes
+    parts = ("activations", "cache_growth", "logits", "kernels")
+    assert [apart.workspace[name] for name in parts] == [one.workspace[name] for name in parts]
+
+
 @pytest.mark.parametrize("wrong", [{"context": 0}, {"batch": 0}, {"prompt": -1}])
 def test_a_use_of_nothing_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bitstack.loader import Decision, Driver, Governor, JsonLines, Marks, decisions, read_events
-from bsformat.errors import SourceError
+from bsformat.errors import BudgetError, SourceError
 
 MARKS = Marks(floor=200, ceiling=1000, low=100, high=300, step=150, dwell=5, backoff=20, longest_backoff=70)
 
@@ -195,3 +195,54 @@ def test_a_log_of_others_is_no_event() -> None:
     line = JsonLines().format(record)
     assert json.loads(line) == {"level": "INFO", "text": "hello"}
     assert list(read_events([line, "[]", "1", "", '{"event": 3}'])) == []
+
+
+def test_a_limit_is_a_resize_and_a_ceiling(lines: StringIO) -> None:
+    model, clock = Model(1000), Clock()
+    driver = Driver(Governor(MARKS, 1000), model, model.free, clock=clock)
+    driver.limit(600)
+    assert (model.resident_bytes, driver.governor.budget, driver.governor.marks.ceiling) == (600, 600, 600)
+    assert {decision.reason for decision in ticked(driver, clock, 20)} == {"ceiling"}  # there is room, and it stays
+    model.others = 1500
+    ticked(driver, clock, 1)
+    assert model.resident_bytes < 600
+    model.others = 0
+    ticked(driver, clock, 60)
+    assert model.resident_bytes == 600
+    driver.limit(900)
+    assert model.resident_bytes == 900
+    starts = [event for event in read_events(lines.getvalue().splitlines()) if event["event"] == "start"]
+    assert [event["marks"]["ceiling"] for event in starts] == [1000, 600, 900]
+
+
+def test_a_limit_that_cannot_be_set_leaves_the_ceiling() -> None:
+    model, clock = Model(300), Clock()
+    driver = Driver(Governor(MARKS, 300), model, model.free, clock=clock)
+    with pytest.raises(BudgetError, match="above the ceiling"):
+        driver.limit(100)  # below the floor
+    assert model.budgets == []
+    model.trouble = [SourceError("the cable is cut")]
+    with pytest.raises(SourceError):
+        driver.limit(800)
+    assert (driver.governor.budget, driver.governor.marks) == (300, MARKS)
+
+
+def test_a_limit_comes_through_whatever_a_tick_does_meanwhile() -> None:
+    model, clock = Model(300), Clock()
+    driver = Driver(Governor(MARKS, 300), model, model.free, clock=clock)
+    ticked(driver, clock, 5)
+    resize, others = model.resize, threading.Event()
+
+    def resized(budget: int) -> None:
+        resize(budget)
+        if not others.is_set():  # a tick that had decided to grow resizes after the limit did
+            others.set()
+            clock.now += 1
+            thread = threading.Thread(target=driver.tick)
+            thread.start()
+            thread.join()
+
+    model.resize = resized  # type: ignore[method-assign]
+    driver.limit(250)
+    assert model.budgets == [250, 450, 250]
+    assert (model.resident_bytes, driver.governor.budget, driver.governor.marks.ceiling) == (250, 250, 250)
