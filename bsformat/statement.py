@@ -16,6 +16,8 @@ from .errors import SignatureError
 
 #: Bytes of the largest signature that is read: some thousand times what one takes.
 LIMIT: Final = 1 << 20
+#: Objects and arrays in each other, at most.
+MAX_DEPTH: Final = 64
 BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -164,12 +166,26 @@ def _json(data: bytes, what: str, where: str) -> dict[str, Any]:
         return out
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=_no_number)
+        _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise _malformed(f"{what} is no JSON ({str(error) or type(error).__name__})", where) from None
     if not isinstance(value, dict):
         raise _malformed(f"{what} is no JSON object", where)
     return value
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        held = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [item for items in held for item in items]
+    if any(isinstance(item, (dict, list)) for item in level):
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
 
 
 def _member(value: dict[str, Any], name: str, kind: type, where: str) -> Any:

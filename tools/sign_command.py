@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print_json({"file": uri, "signature": output} | said)
     else:
-        digests = signed.volumes or [("", signed.sha256)]
-        lines = [f"sha256  {sha256}  {printable(name)}".rstrip() for name, sha256 in digests]
+        named = signed.volumes or [("", signed.sha256)]
+        lines = [f"sha256  {sha256}  {printable(name)}".rstrip() for name, sha256 in named]
         print("\n".join([output, f"root    {signed.root}", *lines, f"key     {signed.key}"]))
     return 0

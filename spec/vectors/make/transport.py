@@ -90,11 +90,12 @@ def _flip(data: bytes, at: int, bit: int) -> str:
         return "bad-transfer" if 0 <= changed.find(MAGIC[1:5], 0, 11) <= 7 - 1 else "not-bstk"
     if at < 12:
         return "version-unsupported"
-    if 14 <= at < 16 or 88 <= at < 96:
+    if 14 <= at < 16:
         return "superblock-invalid"
     if 16 <= at < 24:
-        return "feature-unsupported"
-    if 32 <= at < 88:
+        # A file of one object with the bit of volumes has an object length of 0; one with volumes and without it has one.
+        return "superblock-invalid" if (at, bit) == (16, 0) else "feature-unsupported"
+    if 32 <= at < 96:
         return _length_flip(data, at, bit)
     if at < 128 + metadata + index:
         return "head-digest"
@@ -115,12 +116,12 @@ def _flip(data: bytes, at: int, bit: int) -> str:
 
 
 def _length_flip(data: bytes, at: int, bit: int) -> str:
-    """Steps 4, 5 and 7 of §7.1 for one wrong length."""
-    field, size = (at - 32) // 8, len(data)
-    values = [int.from_bytes(data[o : o + 8], "little") for o in range(32, 88, 8)]
+    """Steps 4, 5, 7 and 11 of §7.1 for one wrong length."""
+    field, size, volumes = (at - 32) // 8, len(data), data[16] & 1
+    values = [int.from_bytes(data[o : o + 8], "little") for o in range(32, 96, 8)]
     values[field] ^= 1 << 8 * ((at - 32) % 8) + bit
-    stored, decoded, index, index_decoded, attachments, file, present = values
-    head = 128 + stored + index
+    stored, decoded, index, index_decoded, attachments, file, present, said = values
+    head, own = 128 + stored + index, said if volumes else present
     sound = (
         stored <= 1 << 25
         and decoded <= min(1 << 25, 256 * stored + 65536)
@@ -128,12 +129,15 @@ def _length_flip(data: bytes, at: int, bit: int) -> str:
         and index_decoded <= min(1 << 30, 256 * index + 65536)
         and head + attachments <= file <= 1 << 62
         and head <= present <= file
+        and (volumes or said == 0)
+        and (own == present or (present == file and head + attachments <= own < present))
     )
     if not sound:
         return "superblock-invalid"
-    if present != size:
-        return "truncated" if size < present else "trailing-bytes"
-    return "head-digest"
+    if own != size:
+        return "truncated" if size < own else "trailing-bytes"
+    # The root does not cover the last two; what they may be wrongly is no end of a block, or not that of the volume.
+    return "head-digest" if field < 6 else "superblock-invalid"
 
 
 def _lengths(data: bytes) -> list[int]:
