@@ -228,7 +228,7 @@ def objects() -> list[Invalid]:
         "7.2",
         "first-volume-damaged",
         opens=True,
-        in_its_padding=after(lambda d: d[:-1] + b"\1"),
+        in_its_padding=lambda f: setattr(f, "change", lambda d: d[:-1] + b"\1"),
     )
     lengths = [length(base(), number) for number in (1, 2)]
     found = "volume-trailing-bytes" if lengths[0] < lengths[1] else "volume-truncated"
