@@ -99,12 +99,7 @@ class _Other:
             if self._sound:
                 fill(source, offset, out)
                 return
-            begin = getattr(source, "begin", None)
-            if begin is not None:
-                self._check(begin(offset, out), source.name)
-            else:
-                self._check(source.start(0)[1], source.name)
-                fill(source, offset, out)
+            self._begin(source, offset, out)
             self._sound = True
         except NotFoundError as error:
             raise NotFoundError(
@@ -113,6 +108,22 @@ class _Other:
                 where=error.where,
                 reason="volume-missing",
             ) from None
+
+    def _begin(self, source: ByteSource, offset: int, out: memoryview) -> None:
+        begin = getattr(source, "begin", None)
+        try:
+            if begin is not None:
+                self._check(begin(offset, out), source.name)
+            else:
+                self._check(source.start(0)[1], source.name)
+                fill(source, offset, out)
+        except FormatError:
+            # It is pinned as what it is not to be: who asks again asks for what lies there then.
+            with self._lock:
+                if self._source is source:
+                    self._source = None
+            source.close()
+            raise
 
     def _open(self) -> ByteSource:
         with self._lock:

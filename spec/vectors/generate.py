@@ -116,8 +116,7 @@ def files() -> dict[str, bytes]:
 def listing(made: dict[str, bytes]) -> bytes:
     """``vectors.json``: how many vectors there are, and the digest of every file of them."""
     counts = {
-        folder: sum(path.startswith(f"{folder}/") and path.endswith(".json") for path in made)
-        for folder in FOLDERS
+        folder: sum(path.startswith(f"{folder}/") and path.endswith(".json") for path in made) for folder in FOLDERS
     }
     sums = {path: digest(data).hex() for path, data in sorted(made.items())}
     lines = ",\n".join(f"  {json.dumps(path)}: {json.dumps(value)}" for path, value in sums.items())
@@ -140,9 +139,7 @@ def main() -> int:
         elif not check:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
-    there = {
-        p.relative_to(HERE).as_posix() for f in FOLDERS for p in (HERE / f).glob("*")
-    }
+    there = {p.relative_to(HERE).as_posix() for f in FOLDERS for p in (HERE / f).glob("*")}
     problems += [f"{path}: is not made by this program" for path in sorted(there - set(made))]
     sys.stdout.write("".join(line + "\n" for line in problems) or f"{len(made)} files\n")
     return 1 if problems else 0

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -348,12 +349,11 @@ def test_every_turned_bit_is_found_and_named(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", SIGNATURES)
 def test_a_signature_says_what_it_says_or_is_refused(vector: dict[str, Any]) -> None:
     place = VECTORS / "signatures"
-    try:
-        signed = bsformat.read_signature(place / vector["signature"], place / vector["key"])
-    except bsformat.BstkError as error:
-        assert error.reason == vector["reason"]
+    read = partial(bsformat.read_signature, place / vector["signature"], place / vector["key"])
+    assert _reason(read) == vector["reason"]
+    if vector["reason"]:
         return
-    assert vector["reason"] is None
+    signed = read()
     says = {"name": signed.name, "root": signed.root, "sha256": signed.sha256 or None, "volumes": dict(signed.volumes)}
     assert says | {"key": signed.key} == vector["says"]
     assert _reason(lambda: bsformat.open(VECTORS / vector["file"], root=signed.root).close()) == vector["demands"]

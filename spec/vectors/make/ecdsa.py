@@ -83,7 +83,8 @@ def _times(curve: Curve, factor: int) -> tuple[int, int]:
         if factor & 1:
             out = _add(curve, out, point)
         point, factor = _add(curve, point, point), factor >> 1
-    assert out is not None
+    if out is None:
+        raise ValueError("a multiple of n")
     return out
 
 

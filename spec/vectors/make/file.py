@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .bits import Spliced, align, digest, frame, pack
@@ -236,7 +237,7 @@ class File:
         for offset, block in zip(self.offsets(), self.blocks, strict=True):
             out += self.fill * (first + offset - len(out)) + self.stored(block)
         out += self.fill * (total - len(out))
-        pieces = [bytes(out[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        pieces = [bytes(out[start:stop]) for start, stop in pairwise(cuts)]
         others = dict(zip((item["name"] for item in self.volume_maps()), pieces[1:], strict=False))
         self.change_others(others)
         return self.change(pieces[0]), others

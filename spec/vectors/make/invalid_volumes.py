@@ -44,8 +44,8 @@ def base() -> File:
 
 def equal() -> File:
     """Three volumes of one length, a block of 64 bytes in each but the first, which has the head too."""
-    blocks = [("a", [64], "U8", bytes(range(64))), ("b", [64], "U8", bytes(range(64, 128))), ("c", [64], "U8", b"c" * 64)]
-    return cut_at(raw_file(*blocks), 1, 2)
+    blocks = {"a": bytes(range(64)), "b": bytes(range(64, 128)), "c": b"c" * 64}
+    return cut_at(raw_file(*((name, [64], "U8", data) for name, data in blocks.items())), 1, 2)
 
 
 def length(file: File, number: int) -> int:
@@ -185,7 +185,7 @@ def objects() -> list[Invalid]:
         the_second=_others(lambda f, others: others.pop(f"{f.stem}.00002.bstk")),
         the_last=_others(lambda f, others: others.pop(f"{f.stem}.00003.bstk")),
         all=_others(lambda f, others: others.clear()),
-        under_another_name=_others(lambda f, others: others.update({f"{f.stem}.bin": others.pop(f"{f.stem}.00003.bstk")})),
+        under_another_name=_others(_renamed),
     )
     r.each(
         "volume-truncated",
@@ -251,6 +251,10 @@ def _changed(number: str, change: Any) -> Change:
         others[name] = change(others[name])
 
     return _others(edit)
+
+
+def _renamed(file: File, others: dict[str, bytes]) -> None:
+    others[f"{file.stem}.bin"] = others.pop(f"{file.stem}.00003.bstk")
 
 
 def _swap(file: File, others: dict[str, bytes]) -> None:

@@ -30,7 +30,8 @@ class Signature:
 
     Attributes:
         reason: the code of §9.10, or None. section: of ``signing.md``.
-        of: the file that is signed, and its volumes. key: which signs. verified_with: whose public key is given, or its text.
+        of: the file that is signed, and its volumes. key: which signs. verified_with: whose public key is given, or
+            its text.
         statement, bundle: change what is signed, and what it is wrapped in.
         payload: replaces the bytes that are signed. sent: changes the payload after it was signed.
         data: changes the finished bytes.
@@ -134,6 +135,17 @@ def at(*path: Any, to: Any) -> Change:
     return change
 
 
+def edit(how: Callable[[str], str], *path: Any) -> Change:
+    """Change a text deep in a map."""
+
+    def change(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = how(value[path[-1]])
+
+    return change
+
+
 def without(*path: Any) -> Change:
     """Remove a member."""
 
@@ -163,9 +175,8 @@ def sound() -> Iterator[Signature]:
     for curve in ("p256", "p384", "p521"):
         yield Signature(curve, None, "2", f"a key on {curve.upper()}", key=curve)
     yield Signature("of-volumes", None, "2", "a file in two volumes", of=VOLUMES)
-    yield Signature(
-        "of-volumes-joined-since", None, "1", "the same root in one object", of=VOLUMES, file="valid/volumes-joined.bstk"
-    )
+    one = "valid/volumes-joined.bstk"
+    yield Signature("of-volumes-joined-since", None, "1", "the same root in one object", of=VOLUMES, file=one)
     part = "valid/prefix-of-5-blocks.bstk"
     yield Signature("of-a-prefix", None, "1", "a prefix file has the root", of=("valid/every-kind.bstk",), file=part)
     for name, change in (
@@ -191,8 +202,9 @@ def sound() -> Iterator[Signature]:
         payload=lambda p: json.dumps(json.loads(p), indent=2).replace("_type", "\\u005ftype").encode(),
         data=lambda d: b" \t\r\n" + json.dumps(json.loads(d), indent=1).encode(),
     )
-    odd = "m\u00f6del \U0001f9e9\"\\\n.bstk"
-    yield Signature("name-of-the-file", None, "3", "any name", statement=at("subject", 0, "name", to=odd), says={"name": odd})
+    odd = 'm\u00f6del \U0001f9e9"\\\n.bstk'
+    called = at("subject", 0, "name", to=odd)
+    yield Signature("name-of-the-file", None, "3", "any name", statement=called, says={"name": odd})
     yield Signature(
         "of-another-file", None, "3", "it holds, and another file has another root", file="valid/every-kind.bstk",
         demands="root-mismatch",
@@ -282,7 +294,7 @@ def _bundles() -> Iterator[Signature]:
         payload_type={"bundle": at("dsseEnvelope", "payloadType", to="application/json")},
         payload_missing={"bundle": without("dsseEnvelope", "payload")},
         payload_no_base64={"bundle": at("dsseEnvelope", "payload", to="a_b-")},
-        payload_base64_with_spaces={"bundle": lambda b: b["dsseEnvelope"].update(payload=" " + b["dsseEnvelope"]["payload"])},
+        payload_base64_with_spaces={"bundle": edit(lambda text: f" {text}", "dsseEnvelope", "payload")},
         payload_base64_cut={"bundle": at("dsseEnvelope", "payload", to="YQ")},
         no_signature={"bundle": at("dsseEnvelope", "signatures", to=[])},
         two_signatures={"bundle": lambda b: b["dsseEnvelope"]["signatures"].append(two)},
@@ -318,7 +330,7 @@ def _statements() -> Iterator[Signature]:
         predicate_type={"statement": at("predicateType", to="https://slsa.dev/provenance/v1")},
         without_root={"statement": without("predicate", "bstk")},
         root_missing={"statement": without("predicate", "bstk", "root")},
-        root_in_capitals={"statement": lambda s: s["predicate"]["bstk"].update(root=s["predicate"]["bstk"]["root"].upper())},
+        root_in_capitals={"statement": edit(str.upper, "predicate", "bstk", "root")},
         root_short={"statement": at("predicate", "bstk", "root", to="0" * 63)},
         root_number={"statement": at("predicate", "bstk", "root", to=0)},
         bstk_is_text={"statement": at("predicate", "bstk", to=digest)},

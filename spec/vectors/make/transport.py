@@ -93,7 +93,7 @@ def _flip(data: bytes, at: int, bit: int) -> str:
     if 14 <= at < 16:
         return "superblock-invalid"
     if 16 <= at < 24:
-        # A file of one object with the bit of volumes has an object length of 0; one with volumes and without it has one.
+        # With the bit of volumes a file of one object has an object length of 0, without it one with volumes has one.
         return "superblock-invalid" if (at, bit) == (16, 0) else "feature-unsupported"
     if 32 <= at < 96:
         return _length_flip(data, at, bit)

@@ -23,7 +23,7 @@ def two_bytes() -> File:
 def volumes() -> Iterator[Valid]:
     """§4.8 and §7.7."""
     yield Valid("volumes-smallest", "4.8", "two volumes of one block each", cut_at(two_bytes(), 1))
-    yield Valid("volumes-2", "4.8", "the blocks of the second volume are no raw ones", cut_at(sample(), 4), prefixes=[7])
+    yield Valid("volumes-2", "4.8", "the second volume has no raw block", cut_at(sample(), 4), prefixes=[7])
     every = cut_at(sample(), *range(1, 10))
     yield Valid("volumes-of-one-block-each", "4.8", "ten volumes of ten blocks", every, prefixes=[5])
     lone = cut_at(sample(), 0)
@@ -74,11 +74,12 @@ def history() -> Iterator[Valid]:
     yield _said("history", "a file that was repacked twice, the second time from a prefix file", [step, first])
     yield _said("history-empty", "a history of no step", [])
     yield _said("writer-history-no-array", "a history that is text", "repacked")
-    yield _said("writer-history-of-other-steps", "steps that are no maps, and one of another shape", [None, 1, {"": []}])
+    shows = "steps that are no maps, and one of another shape"
+    yield _said("writer-history-of-other-steps", shows, [None, 1, {"": []}])
     yield _said(
-        "writer-history-of-another-root", "a root that is none, and an operation that nobody knows", [
-            step | {"root": "../../x", "operation": "undo", "blocks": -1}
-        ]
+        "writer-history-of-another-root",
+        "a root that is none, and an operation that nobody knows",
+        [step | {"root": "../../x", "operation": "undo", "blocks": -1}],
     )
 
 
