@@ -103,18 +103,13 @@ class HttpSource:
             if not self.network.allow_stream:
                 raise
         with self._beginning:
-            if self._stream is None:
-                self.start(1)
-        stream = self._stream
-        size = stream.start(0)[1] if stream else 0
+            size = self._stream.start(0)[1] if self._stream else self.start(1)[1]
         if offset + len(out) <= size:
             self.get_into(offset, out)
         return size
 
     def sibling(self, name: str) -> "HttpSource":
-        """See `bsformat.source.SiblingSource`. The query stays, where a key to a whole folder may stand; where each
-        object needs one of its own, `Network.renew` is asked for it when the server says no.
-        """
+        """See `bsformat.source.SiblingSource`. The query, which may hold a key to the folder, stays."""
         path, mark, query = self._requester.url.partition("#")[0].partition("?")
         other = HttpSource(self._fs, beside(path, name) + mark + query, self.network)
         other._requester.share(self._requester)
@@ -170,7 +165,8 @@ class HttpSource:
             except (Transient, LinkError) as error:
                 if patience.left <= 0:
                     raise patience.late(body.done, body.length).at(self.name) from None
-                failure = error if isinstance(error, Transient) else self._failure(error, body.offset + body.done)
+                at, silence = body.offset + body.done, self.network.stall_timeout
+                failure = error if isinstance(error, Transient) else failure_of(error, silence, self.name, at)
                 if failure.pressed:
                     self.signals.set_back()
                 answered = self._identity is not None
@@ -226,9 +222,6 @@ class HttpSource:
             return ShortReadError(text, where=self.name, offset=start)
         text = f"the server answers with bytes {start}-{start + got - 1}, asked for {start}-{stop - 1}"
         return ShortReadError(text, where=self.name, offset=start)
-
-    def _failure(self, error: LinkError, offset: int) -> Transient:
-        return failure_of(error, self.network.stall_timeout, self.name, offset)
 
     def _renewed(self, refused: Refused) -> bool:
         """Whether there is another way to the object: the URL before its redirects, or a fresh one."""
