@@ -4,7 +4,8 @@
     python spec/vectors/generate.py --check    # exit code 1 and a line for each difference
 
 Nothing here depends on the version of a library, and nothing on a reader or writer of this repository: the bytes come
-from ``make/file.py``, the expected values from the descriptions and from ``make/rebuild.py``. Needs ``blake3``.
+from ``make/file.py``, the expected values from the descriptions, ``make/rebuild.py`` and ``make/ecdsa.py``. Needs
+``blake3``.
 """
 
 import argparse

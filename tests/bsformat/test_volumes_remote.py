@@ -371,3 +371,32 @@ def test_repack_reads_volumes_over_http(url: str, path: Path, tmp_path: Path) ->
     made = bsformat.repack(url, tmp_path / "one.bstk")
     assert bsformat.verify(made.path, root=made.root).ok
     assert os.listdir(tmp_path) == ["one.bstk"]
+
+
+@pytest.mark.parametrize("where", ["http", "s3"])
+def test_through_obstore(nginx: Nginx, s3: S3, url: str, path: Path, where: str) -> None:
+    pytest.importorskip("obstore")
+    settings = network(Clock(), backend="obstore")
+    options: dict[str, Any] = {} if where == "http" else dict(s3.storage_options)
+    if where == "s3":
+        for name in names_of(path):
+            url = s3.put(f"through/{name}", (path.parent / name).read_bytes())
+        url = url.replace(names_of(path)[-1], "model.bstk")
+    options["network"] = settings
+    with bsformat.open(url, cache=False, **options) as container, bsformat.open(path) as local:
+        assert read_all(container) == read_blocks(local, 0, len(local))
+    if where == "s3":
+        s3.put("through/model.00002.bstk", b"short")
+    else:
+        nginx.put("models/model.00002.bstk", b"short")
+        (nginx.root / "models" / "model.00003.bstk").unlink()
+    with bsformat.open(url, cache=False, **options) as container:
+        volume = container.volumes[1]
+        for number in (volume.first_block, volume.first_block + volume.n_blocks - 1):
+            with pytest.raises(FormatError) as raised:
+                container.read_block(number)
+            assert raised.value.reason == "volume-truncated"
+        if where == "http":
+            with pytest.raises(NotFoundError) as missing:
+                container.read_block(container.volumes[2].first_block)
+            assert missing.value.reason == "volume-missing"
