@@ -124,6 +124,7 @@ class FileSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
+        self._folder = os.path.dirname(os.path.abspath(path))  # now: the process may change its own
         self._fd = -1
         with translated(path):
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -166,7 +167,7 @@ class FileSource:
 
     def sibling(self, name: str) -> ByteSource:
         """See `SiblingSource`: the file in the folder of this one's name, links not followed."""
-        return FileSource(os.path.join(os.path.dirname(self.name), name))
+        return FileSource(os.path.join(self._folder, name))
 
     def close(self) -> None:
         """Close the file."""

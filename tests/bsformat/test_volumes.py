@@ -335,6 +335,23 @@ def test_the_number_of_volumes_is_bounded() -> None:
     assert raised.value.reason == "metadata-value"
 
 
+def test_a_reader_of_version_1_0_refuses_it_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the bit alone, before anything that 1.1 added is looked at; the rest of the head may be anything."""
+    monkeypatch.setattr(registry, "KNOWN_MUST", 0)
+    for data in (path.read_bytes(), path.read_bytes()[:32] + b"\xff" * 96):
+        error = first_problem(data)
+        assert error is not None
+        assert error.reason == "feature-unsupported"
+        assert "the feature volumes" in error.message
+
+
+def test_volumes_are_found_when_the_process_is_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with bsformat.open("model.bstk") as container:
+        monkeypatch.chdir("/")
+        assert bsformat.verify(container).ok
+
+
 # ------------------------------------------------------------------------------------------------ replacing
 
 
