@@ -34,6 +34,7 @@ class Container:
         uri: where it was opened.
         source: where its bytes come from; it counts the requests made and the bytes read, those from the cache not.
         superblock, metadata, index: the decoded head. layout: where the blocks lie.
+        volumes: where the bytes lie, if the rest of the file is in other objects; else empty.
         memory: bytes of host memory that reading many blocks may take; see `bsformat.Network.memory`.
         available_blocks: how many leading blocks there are: all, unless it is a prefix file.
     """
@@ -58,7 +59,6 @@ class Container:
         self._chains = Chains(self.metadata)
         self._parts = self._chains.at(self.index.chain)
         s = self.superblock
-        #: Where the bytes lie, if the rest of the file is in other objects; else empty.
         self.volumes = extents(head, self.uri)
         if self.volumes:
             self.source.join(self.volumes)
