@@ -96,7 +96,7 @@ def files() -> dict[str, bytes]:
                 if f"{folder}/{name}" in out:
                     raise ValueError(f"two objects are called {name}")
                 out[f"{folder}/{name}"] = data
-    for answers in transport.answers():
+    for answers in (*transport.answers(), *transport.volume_answers()):
         out[f"transport/{answers['name']}.json"] = (text(answers) + "\n").encode()
     for signature in signatures.signatures():
         facts, made = signature.make(out)

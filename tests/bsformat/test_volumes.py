@@ -3,6 +3,7 @@
 import os
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import msgpack
 import pytest
@@ -79,6 +80,26 @@ def test_no_range_that_is_read_reaches_over_the_end_of_a_volume(path: Path) -> N
         # A range of one's own may: it is read as one of each.
         at = container.volumes[1].offset
         assert bytes(container.read(at - 50, 100)) == joined(path)[at - 50 : at + 50]
+
+
+def test_whatever_the_sizes_no_volume_is_larger_and_nothing_is_lost(tmp_path: Path) -> None:
+    draw = Random(7)
+    for turn in range(12):
+        sizes = [draw.choice((1, 63, 64, 65, 500, draw.randrange(1, 3000))) for _ in range(draw.randrange(1, 60))]
+        path = tmp_path / f"{turn}.bstk"
+        with bsformat.Writer(path, [bsformat.Tensor(f"x{i}", (n,), "U8") for i, n in enumerate(sizes)]) as writer:
+            data = [draw.randbytes(size) for size in sizes]
+            for chain, block in enumerate(data):
+                writer.put(chain, bsformat.Form("raw"), block)
+            size = draw.randrange(7000, 20_000)
+            root = writer.finish([], volume_size=size)
+        with bsformat.open(path, root=root) as container:
+            assert bsformat.verify(container).ok
+            assert [container.read_block(b) for b in range(len(container))] == data
+            assert all(volume.length <= size for volume in container.volumes)
+            # No more volumes than need be: no two that follow each other would fit one.
+            assert all(a.length + b.length > size for a, b in pairwise(container.volumes[1:]))
+            assert (container.size <= size) is (container.volumes == ())
 
 
 def test_what_fits_one_object_is_one_of_version_1_0(tmp_path: Path, single: Path) -> None:

@@ -71,6 +71,40 @@ def answers() -> Iterator[dict[str, Any]]:
     yield vector("empty-object", "truncated", "an object of no bytes has no range", empty)
 
 
+def volume_answers() -> Iterator[dict[str, Any]]:
+    """The same for a file in two volumes: the first answer brings all of the first one, the others the second."""
+
+    def vector(name: str, reason: str | None, shows: str, *given: dict[str, Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = {"name": f"volume-{name}", "section": "9.7", "shows": shows, "object": VOLUMES}
+        return facts | {"reason": reason, "answers": list(given), "read": True}
+
+    tags: list[dict[str, Any]] = [{"headers": {"ETag": f'"{number}"'}} for number in range(3)]
+    yield vector("sound", None, "a server that does what it is asked for", {})
+    yield vector("entity-tags", None, "each volume has an entity tag of its own", *tags[:2])
+    for status in (404, 410):
+        gone = {"status": status, "body": "none"}
+        yield vector(f"status-{status}", "volume-missing", "no such object beside the first volume", {}, gone)
+    later = {"status": 404, "body": "none"}
+    yield vector("gone-later", "volume-missing", "a volume that is not there any more", {}, {}, later)
+    denied = {"status": 403, "body": "none"}
+    yield vector("denied", "access-denied", "the first volume may be read, the second not", {}, denied)
+    empty = {"status": 416, "body": "none", "range": "bytes */0"}
+    yield vector("empty", "volume-truncated", "a volume of no bytes has no range", {}, empty)
+    less, more = {"range": "bytes {begin}-{last}/200"}, {"range": "bytes {begin}-{last}/99999"}
+    yield vector("short", "volume-truncated", "a volume that is shorter than the index says", {}, less)
+    yield vector("long", "volume-trailing-bytes", "a volume that is longer than the index says", {}, more)
+    yield vector("size-changed", "source-changed", "another size than at the first answer", {}, {}, more)
+    yield vector("entity-tag-changed", "source-changed", "another entity tag than at the first answer", *tags)
+    failed = {"status": 412, "body": "none"}
+    yield vector("precondition-failed", "source-changed", "status 412", {}, tags[1], failed)
+    whole = {"status": 200, "body": "whole"}
+    yield vector("ranges-ignored", "range-unsupported", "status 200 and the whole volume", {}, whole)
+    short = {"shift": 64}
+    yield vector("of-another-place", "short-read", "bytes of another place of the volume", {}, short)
+
+
+#: The first of two volumes; all of it comes with the first read.
+VOLUMES = "valid/volumes-2.bstk"
 #: The object of the transport vectors: a head beyond the first read, so that blocks take further requests.
 OBJECT = "valid/head-beyond-the-first-read.bstk"
 
