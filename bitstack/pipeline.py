@@ -12,6 +12,7 @@ import blake3
 import torch
 
 import bsformat
+from bsformat.cutting import volume_name
 from bsformat.errors import ModelError, WriteError
 
 from .corpus import texts
@@ -43,7 +44,7 @@ class Packed:
     """What `pack` made.
 
     Attributes:
-        path, root, size: where it is, its root digest, and its bytes.
+        path, root, size: where it is, its root digest, and its bytes, those of all volumes.
         raw: names of the parameters kept as they are.
         why_raw: why, of those that are large enough to be packed.
         whole: why the model had to be in memory whole while it was packed; "" if it had not.
@@ -70,6 +71,7 @@ def pack(
     work: str | os.PathLike[str] | None = None,
     restart: bool = False,
     keep_work: bool = False,
+    volume_size: int | str | None = None,
 ) -> Packed:
     """Pack a model into one file.
 
@@ -86,6 +88,8 @@ def pack(
         work: the work folder; None: ``output`` with ``.work`` behind it. It is removed when the file is there.
         restart: discard what an earlier run left in the work folder.
         keep_work: do not remove the work folder.
+        volume_size: bytes that an object may have, or a size as ``4GiB``; a larger file becomes several, as of
+            `bsformat.repack`.
 
     Raises:
         ModelError: the model cannot be read or packed. WriteError: the file cannot be written, or the work folder
@@ -98,6 +102,9 @@ def pack(
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise WriteError("the folder does not exist; create it first", where=folder)
+    largest = None if volume_size is None else bsformat.parse_size(volume_size)
+    if largest is not None:
+        volume_name(path, 2)  # a name that volumes cannot have is found now, and not after the work
     places = [torch.device(device) for device in devices]
     outline = open_outline(source, revision=recipe.model.revision)
     found = survey(outline.model)
@@ -114,11 +121,13 @@ def pack(
         job = _Job(outline, targets, why_raw, recipe, report, places, kept)
         with _repeatable(places[0]):
             job.draft()
-        root = job.finish(path)
+        root = job.finish(path, largest)
         about = kept.load_json(_ABOUT)
     packed = {t.name for t in targets}
     raw = tuple(n for n, _ in outline.model.named_parameters() if n not in packed)
-    return Packed(path, root, os.path.getsize(path), raw, why_raw, about["whole"], about["untuned"])
+    with bsformat.open(path, root=root) as container:
+        size = container.size
+    return Packed(path, root, size, raw, why_raw, about["whole"], about["untuned"])
 
 
 @contextmanager
@@ -270,14 +279,14 @@ class _Job:
             advance(total - seen)  # tied ones are there twice
         self.work.save_json(_CHECKED, True)
 
-    def finish(self, path: str) -> str:
+    def finish(self, path: str, volume_size: int | None) -> str:
         """Measure the quality curve, and write the file to its place."""
         dense = float(self.work.load_json(_ABOUT)["dense"])
         with bsformat.open(self.work.file(_DRAFT)) as container:
             curves = measure_curve(
                 container, self.work, dense, self.recipe.eval.curve_points, self.devices[0], self.dtype, self.report
             )
-            return bsformat.rewrite(container, path, curves=curves)
+            return bsformat.rewrite(container, path, curves=curves, volume_size=volume_size)
 
 
 def _provenance(outline: Outline, windows: Windows, recipe: Recipe, raw: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A directory that transformers loads and the Hugging Face hub shows: ``config.json``, a ``.bstk``, and the rest.
 
     config.json             of the model, with ``quantization_config``: the method, the name of the file, its root
-    model.bstk              the weights
+    model.bstk              the weights; where it has volumes, the others lie beside it under their names
     model.safetensors       one tensor without elements, for the loader of transformers, which asks for such a file
     generation_config.json, tokenizer files, README.md
 
@@ -20,7 +20,8 @@ import torch
 import bsformat
 from bsformat import Container, Fetched
 from bsformat.atomic import replace_file
-from bsformat.errors import ModelError, NotFoundError, WriteError
+from bsformat.cutting import split
+from bsformat.errors import BstkError, ModelError, NotFoundError, WriteError
 
 from .checkpoint import TOKENIZER_FILES
 from .shell import TORCH_DTYPES, harmless, read_json
@@ -68,6 +69,7 @@ def write_repository(
     except OSError as error:
         raise WriteError(f"cannot be made: {error.strerror}; name another folder", where=str(place)) from None
     fetched = bsformat.fetch(uri, place / FILE, budget, progress=progress, **options)
+    split(str(place / FILE))  # what lies in volumes does so here, each as large as a hub takes it
     with bsformat.open(place / FILE, root=fetched.root) as container:
         files = {"config.json": _config(container)}
         for item in container.metadata.attachments:
@@ -85,6 +87,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise WriteError("is no folder: name another with -o", where=str(folder), reason="repository-folder")
     known = {FILE, f"{FILE}.part", PLACEHOLDER, "config.json", "README.md", ".git", ".gitattributes", *_FILES}
+    known |= _volumes(folder / FILE)
     others = sorted({item.name for item in folder.iterdir()} - known) if folder.is_dir() else []
     if others:
         raise WriteError(
@@ -92,6 +95,15 @@ def _check_folder(folder: Path) -> None:
             where=str(folder),
             reason="repository-folder",
         )
+
+
+def _volumes(path: Path) -> set[str]:
+    """The names of the volumes of a file that is there already."""
+    try:
+        with bsformat.open(path) as container:
+            return {volume.name for volume in container.metadata.volumes}
+    except BstkError:
+        return set()
 
 
 def _config(container: Container) -> bytes:

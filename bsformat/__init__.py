@@ -24,6 +24,7 @@ from .signing import Signed, read_signature, sign
 from .source import ByteSource, FileSource, FsspecSource, MemorySource
 from .units import format_size, parse_size
 from .verify import Report, verify
+from .volumes import Extent
 from .writer import Writer, rewrite
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "CacheInfo",
     "Container",
     "Curve",
+    "Extent",
     "Fetched",
     "FileSource",
     "Flow",

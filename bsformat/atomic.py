@@ -40,15 +40,20 @@ def replace_file(path: str, emit: Callable[[IO[bytes]], None]) -> None:
             emit(out)
             out.flush()
             os.fsync(out.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    directory = os.open(folder, os.O_RDONLY)
+
+
+def publish(temporary: str, path: str) -> None:
+    """Rename a file that is on the disk to ``path``, with the permissions of any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

@@ -176,6 +176,10 @@ class CachedSource:
                     whole = length == len(part) and os.preadv(fd, [part], at) == length
                     if whole and blake3.blake3(part).digest() == self._digests[i]:
                         count += length
+                        # The cache keeps no padding, and the memory may have been in use before.
+                        after = int(self._offset[i + 1]) - base if i + 1 < len(self._offset) else len(out)
+                        padding = out[place + length : max(after, place + length)]
+                        padding[:] = bytes(len(padding))
                         continue
                     if not self._damaged:
                         _LOG.warning("%s: damaged blocks in %s are fetched again", self.name, cache.folder)

@@ -1,5 +1,6 @@
 """An open ``.bstk`` file: its head in memory, its blocks and attachments read when asked for."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from types import TracebackType
@@ -23,6 +24,7 @@ from .registry import ALIGNMENT
 from .source import Buffer, ByteSource, fill
 from .traffic import CountedSource
 from .units import parse_size
+from .volumes import Extent, extents
 
 
 class Container:
@@ -32,8 +34,9 @@ class Container:
         uri: where it was opened.
         source: where its bytes come from; it counts the requests made and the bytes read, those from the cache not.
         superblock, metadata, index: the decoded head. layout: where the blocks lie.
+        volumes: where the bytes lie, if the rest of the file is in other objects; else empty.
         memory: bytes of host memory that reading many blocks may take; see `bsformat.Network.memory`.
-        available_blocks: how many leading blocks this object holds: all, unless it is a prefix file.
+        available_blocks: how many leading blocks there are: all, unless it is a prefix file.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class Container:
         self._chains = Chains(self.metadata)
         self._parts = self._chains.at(self.index.chain)
         s = self.superblock
-        self.layout = Layout(self.index, self.metadata.forms)
+        self.volumes = extents(head, self.uri)
+        if self.volumes:
+            self.source.join(self.volumes)
+        self.layout = Layout(self.index, self.metadata.forms, [volume.first_block for volume in self.volumes[1:]])
         ends = self.layout.ends
         self.available_blocks = int(np.searchsorted(ends, s.present_length, side="right"))
         present = int(ends[self.available_blocks - 1]) if self.available_blocks else s.blocks_offset
@@ -201,7 +207,8 @@ class Container:
         """
         if not compared and blake3.blake3(stored).digest() != block.digest:
             raise IntegrityError(
-                f"{block} does not match its digest: the bytes are damaged or were changed; fetch them again",
+                f"{block}{self._volume_of(block.number)} does not match its digest: the bytes are damaged or were "
+                "changed; fetch them again",
                 where=self.uri,
                 offset=block.offset,
                 reason="block-digest",
@@ -212,6 +219,15 @@ class Container:
         is_scale = block.form.kind == "raw" and int(self.index.chain[block.number]) in self._scale_chains
         payload.check(block.form, block.tensor, block.rows, view, is_scale, str(block), self.uri)
         return view
+
+    def volume_of(self, number: int) -> Extent | None:
+        """The volume that a block lies in; None if the file, or all that there is of it, is one object."""
+        at = bisect_right(self.volumes, number, key=lambda volume: volume.first_block)
+        return self.volumes[at - 1] if at else None
+
+    def _volume_of(self, number: int) -> str:
+        volume = self.volume_of(number)
+        return f" in volume {volume.name}" if volume else ""
 
     @cached_property
     def _scale_chains(self) -> frozenset[int]:

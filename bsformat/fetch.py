@@ -1,5 +1,7 @@
 """Copying a prefix of a remote file to a local file that is a prefix file (spec §2), and growing it later.
 
+What lies in several volumes becomes one object, of the same root.
+
 The output is filled beside its name, in ``OUT.part``, and takes its name when all of it is there: under that name there
 is a valid file or none, whenever the process ends. Growing copies what the old output holds into a new one, so that a
 model that runs from the old one goes on reading it. Every byte that is kept, from wherever it comes, has been compared
@@ -8,7 +10,7 @@ with its digest, or is padding and zero.
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .atomic import writing
@@ -103,12 +105,12 @@ def fetch(
         memory = (network or Network()).memory
         container = _open(source, old, (work.path, begun), root, kept and kept.frozen(), memory)
         plan = container.plan(budget)
-        have = old.available_blocks if old else 0
-        filler = Filler(container, work, old, plan.n_blocks, progress)
+        have = _held(old) if old else 0
+        filler = Filler(container, work, old, have, plan.n_blocks, progress)
         if have < plan.n_blocks or old is None:
             with writing(path, "what came so far is kept in its .part"):
                 filler.fill(plan.offset + plan.length)
-                whole = replace(container.superblock, present_length=plan.offset + plan.length)
+                whole = container.superblock.holding(plan.offset + plan.length)
                 work.publish(path, whole.encode(), whole.present_length)
             have, size = plan.n_blocks, whole.present_length
         else:
@@ -145,6 +147,19 @@ def _open(
     if old and old.root != known.root:
         raise _mixed(begun[0], known.root, old.uri, old.root)
     return Container(source, cache=cache, head=read_head(known, root, SIZE), memory=memory)
+
+
+def _held(old: Container) -> int:
+    """How many leading blocks the output holds: where it lies in volumes, those of the volumes that are there."""
+    if not old.volumes:
+        return old.available_blocks
+    folder, held = os.path.dirname(old.uri), 0
+    for number, volume in enumerate(old.volumes):
+        place = os.path.join(folder, volume.name) if number else old.uri
+        if not os.path.exists(place) or os.path.getsize(place) != volume.length:
+            break
+        held += volume.n_blocks
+    return held
 
 
 def _stored_head(container: Container) -> bytes:

@@ -28,14 +28,17 @@ Progress = Callable[[int, int], object]
 class Filler:
     """Fills a work file with the first ``n_blocks`` blocks and what stands before them.
 
+    Args:
+        have: how many leading blocks ``old`` holds.
+
     Attributes:
         bytes_local: bytes that were in the work file or in the old output.
     """
 
     def __init__(
-        self, container: Container, work: WorkFile, old: Container | None, n_blocks: int, progress: Progress
+        self, container: Container, work: WorkFile, old: Container | None, have: int, n_blocks: int, progress: Progress
     ) -> None:
-        self._container, self._work, self._old, self._n = container, work, old, n_blocks
+        self._container, self._work, self._old, self._have, self._n = container, work, old, have, n_blocks
         self._progress = progress
         self._done = self._total = self.bytes_local = 0
 
@@ -50,14 +53,15 @@ class Filler:
         if fresh:
             # While it is filled, it says of itself that it is whole: under a wrong name it is seen to be cut off.
             self._work.write(SIZE, self._container.stored_head[SIZE:])
-            self._work.write(0, self._container.superblock.encode())
+            whole = self._container.superblock
+            self._work.write(0, whole.holding(whole.file_length).encode())
         self._advance(self._container.superblock.head_length)
         self._fill_attachments()
         missing = list(range(self._n))
         if not fresh:
             missing = self._keep(missing, self._work.read, copy=False)
         if self._old:
-            there = [i for i in missing if i < self._old.available_blocks]
+            there = [i for i in missing if i < self._have]
             lost = self._keep(there, self._old.read, copy=True)
             missing = sorted(set(missing) - set(there) | set(lost))
         self._download(list(_runs(missing)))

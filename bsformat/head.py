@@ -53,7 +53,7 @@ def read_head(source: ByteSource, root: str | None, first_read: int = FIRST_READ
     # Nothing of metadata and index is decoded before the root vouches for it.
     superblock.check_root(block, stored_meta, stored_index, where, root)
     raw = codec.decompress(stored_meta, block.metadata_length, "the metadata", where, "metadata-compression")
-    meta = metadata_reader.decode(raw, where)
+    meta = metadata_reader.decode(raw, where, has_volumes=block.has_volumes)
     check_attachments(meta.attachments, block, where)
     rows = codec.decompress(stored_index, block.index_length, "the index", where, "index-compression")
     index = index_section.decode(rows, meta, block.blocks_offset, block.file_length, where)
@@ -64,20 +64,26 @@ def read_head(source: ByteSource, root: str | None, first_read: int = FIRST_READ
                 where=where,
                 reason="metadata-value",
             )
+    if meta.volumes and meta.volumes[-1].first_block >= len(index):
+        raise FormatError(
+            f"metadata: the last volume begins with block {meta.volumes[-1].first_block}, but there are {len(index)}",
+            where=where,
+            reason="metadata-value",
+        )
     return Head(block, meta, index, lead, bytes(data[: block.head_length]))
 
 
 def check_size(block: Superblock, size: int, where: str) -> None:
     """Refuse an object that holds less, or more, than its superblock says."""
-    if size < block.present_length:
-        raise TruncatedError(
-            f"the file ends after {size} of {block.present_length} bytes; fetch it again", where=where, offset=size
-        )
-    if size > block.present_length:
+    own = block.own_length
+    if size < own:
+        raise TruncatedError(f"the file ends after {size} of {own} bytes; fetch it again", where=where, offset=size)
+    if size > own:
+        what = "the first volume" if own < block.present_length else "the file"
         raise FormatError(
-            f"{size - block.present_length} bytes follow the end of the file at {block.present_length}",
+            f"{size - own} bytes follow the end of {what} at {own}",
             where=where,
-            offset=block.present_length,
+            offset=own,
             reason="trailing-bytes",
         )
 

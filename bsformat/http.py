@@ -6,6 +6,7 @@ response must be a 206 with the range and the object that were asked for.
 """
 
 import re
+import threading
 import time
 from typing import Any, NoReturn
 
@@ -22,11 +23,11 @@ from .errors import (
     SourceError,
 )
 from .forward import ForwardStream
-from .http_failures import IgnoresRangesError, Refused, failure_of, is_empty
+from .http_failures import IgnoresRangesError, Refused, failure_of, size_before
 from .identity import Identity
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .redirects import Requester
-from .source import Buffer, checked, within
+from .source import Buffer, beside, checked, within
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _DENIED = frozenset({401, 403, 407})
@@ -58,6 +59,8 @@ class HttpSource:
         self._fs = fs
         self._requester = requester or Requester(fs, url, self.name, self.network)
         self._identity: Identity | None = None
+        self._pinning, self._beginning = threading.Lock(), threading.Lock()
+        self._granted = False
         self._stream: ForwardStream | None = None
 
     @property
@@ -85,6 +88,33 @@ class HttpSource:
             return self._stream.start(length)
         size = self._identity.size if self._identity else 0
         return checked(data[:came] if came < length else data, 0, min(length, size), self.name), size
+
+    def begin(self, offset: int, out: memoryview) -> int:
+        """Read for the first time, at any place; that answer pins the object. Several threads may begin at once.
+
+        Returns:
+            The bytes of the object: fewer than ``offset + len(out)`` if not all of ``out`` was filled.
+        """
+        try:
+            if self._stream is None:
+                self._run(offset, out)
+                return self._identity.size if self._identity else 0
+        except IgnoresRangesError:
+            if not self.network.allow_stream:
+                raise
+        with self._beginning:
+            size = self._stream.start(0)[1] if self._stream else self.start(1)[1]
+        if offset + len(out) <= size:
+            self.get_into(offset, out)
+        return size
+
+    def sibling(self, name: str) -> "HttpSource":
+        """See `bsformat.source.SiblingSource`. The query, which may hold a key to the folder, stays."""
+        path, mark, query = self._requester.url.partition("#")[0].partition("?")
+        other = HttpSource(self._fs, beside(path, name) + mark + query, self.network)
+        other._requester.share(self._requester)
+        other.signals, other._granted = self.signals, True
+        return other
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `bsformat.ByteSource.get`."""
@@ -135,7 +165,8 @@ class HttpSource:
             except (Transient, LinkError) as error:
                 if patience.left <= 0:
                     raise patience.late(body.done, body.length).at(self.name) from None
-                failure = error if isinstance(error, Transient) else self._failure(error, body.offset + body.done)
+                at, silence = body.offset + body.done, self.network.stall_timeout
+                failure = error if isinstance(error, Transient) else failure_of(error, silence, self.name, at)
                 if failure.pressed:
                     self.signals.set_back()
                 answered = self._identity is not None
@@ -153,8 +184,8 @@ class HttpSource:
         within_seconds = min(self.network.connect_timeout + self.network.stall_timeout, patience.left)
         answer, url = self._requester.get(headers, within_seconds)
         try:
-            if self._identity is None and is_empty(answer):
-                self._identity, body.length = Identity.of(answer.headers, 0), 0
+            if self._identity is None and (size := size_before(answer, start)) is not None:
+                self._identity, body.length = Identity.of(answer.headers, size), body.done
                 return
             self._check_status(answer, url, start)
             first = self._identity is None
@@ -162,7 +193,7 @@ class HttpSource:
             self._requester.remember(url)
             self.signals.answered_in(time.monotonic() - began)
             if first and self._identity:
-                body.length = min(body.length, self._identity.size)
+                body.length = min(body.length, max(0, self._identity.size - body.offset))
             before = body.done
             self._receive(answer, body, got, patience.left)
             if body.done == before + got and answer.has_more():
@@ -192,14 +223,12 @@ class HttpSource:
         text = f"the server answers with bytes {start}-{start + got - 1}, asked for {start}-{stop - 1}"
         return ShortReadError(text, where=self.name, offset=start)
 
-    def _failure(self, error: LinkError, offset: int) -> Transient:
-        return failure_of(error, self.network.stall_timeout, self.name, offset)
-
     def _renewed(self, refused: Refused) -> bool:
         """Whether there is another way to the object: the URL before its redirects, or a fresh one."""
-        if self._requester.forget(refused.url) and self._identity is not None:
+        granted = self._granted or self._identity is not None
+        if self._requester.forget(refused.url) and granted:
             return True
-        if self.network.renew is None or self._identity is None or not isinstance(refused.error, AccessDeniedError):
+        if self.network.renew is None or not granted or not isinstance(refused.error, AccessDeniedError):
             return False
         try:
             self._requester.replace(self.network.renew(self._requester.url))
@@ -267,10 +296,14 @@ class HttpSource:
         if begin != start or not begin < end <= stop or (total is not None and end > total):
             text = f"the server answers with bytes {begin}-{end - 1}, asked for {start}-{stop - 1}"
             self._unsound(ShortReadError, text, start)
-        if self._identity is None:
-            if total is None:
-                raise RangeError("the server does not say how large the object is", where=self.name)
-            self._identity = Identity.of(headers, total)
+        with self._pinning:
+            if self._identity is None:
+                if total is None:
+                    raise RangeError("the server does not say how large the object is", where=self.name)
+                self._identity = Identity.of(headers, total)
+        # Another thread may have been first, with the answer of another object.
+        if how := self._identity.difference(headers, total):
+            raise self._changed(how, start)
         return end - begin
 
     def _unsound(self, kind: type[SourceError], text: str, offset: int) -> NoReturn:

@@ -1,10 +1,14 @@
 """What goes wrong with an object over HTTP, and which of it may pass."""
 
+import re
+
 import yarl
 
 from .answers import Answer, LinkError
 from .errors import RangeError, SourceError
 from .network import Transient, without_secrets
+
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})")
 
 
 class Refused(Exception):
@@ -19,11 +23,12 @@ class IgnoresRangesError(RangeError):
     """A 200 to a request for a range."""
 
 
-def is_empty(answer: Answer) -> bool:
-    """Whether the object has no bytes, and so no range: servers answer 200 or 416 then."""
+def size_before(answer: Answer, offset: int) -> int | None:
+    """The size of an object that ends at or before ``offset``, if the server says so: 416, or 200 if it is empty."""
     if answer.status == 416:
-        return answer.headers.get("Content-Range", "").strip() == "bytes */0"
-    return answer.status == 200 and answer.headers.get("Content-Length") == "0"
+        match = _UNSATISFIED.fullmatch(answer.headers.get("Content-Range", "").strip())
+        return int(match[1]) if match and int(match[1]) <= offset else None
+    return 0 if answer.status == 200 and answer.headers.get("Content-Length") == "0" else None
 
 
 def failure_of(error: LinkError, stall_timeout: float, where: str, offset: int) -> Transient:

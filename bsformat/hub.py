@@ -27,8 +27,9 @@ from .http_failures import Refused, failure_of
 from .hub_file import HubFile, is_commit
 from .hub_settings import authorization, downloaded, library_settings, usual_proxy
 from .network import TRANSIENT, Network, Patience, Transient, retry_after, without_secrets
+from .only_file import the_only
 from .redirects import MAX_REDIRECTS, REDIRECTS, Requester
-from .source import ByteSource, FileSource, the_only
+from .source import ByteSource, FileSource, beside
 
 _Result = TypeVar("_Result")
 #: Bytes of one page of a list of files, and pages.
@@ -89,7 +90,7 @@ class _HubRequester(Requester):
         self.commit = file.revision if is_commit(file.revision) else ""
         self.size: int | None = None
         self._linked = ""
-        self._leads_away = False
+        self._leads_away = False  # unless the hub was, or is to be, asked where
         self._asking = threading.Lock()
 
     def is_hub(self, url: yarl.URL) -> bool:
@@ -125,6 +126,10 @@ class _HubRequester(Requester):
             if not self.is_hub(url):
                 return answer, url
         raise SourceError(f"more than {MAX_REDIRECTS} redirects within the hub", where=self._name)
+
+    def leads_away(self) -> None:
+        """The hub is to be asked where the file is before its bytes are."""
+        self._leads_away = True
 
     def pin(self, file: HubFile, url: str, there: yarl.URL | None) -> None:
         """Ask for the file of one commit from now on, and where it is first."""
@@ -167,6 +172,16 @@ class HubSource(HttpSource):
         super().__init__(fs, file.uri, network, requester)
         self.file, self._endpoint, self._links = file, endpoint, requester
         self._token = "Authorization" in fs.kwargs["headers"]
+
+    def sibling(self, name: str) -> "HubSource":
+        """See `bsformat.source.SiblingSource`: of the same commit. The hub is asked where it is when it is read."""
+        file = self.file.at(path=beside(self.file.path, name))
+        requester = _HubRequester(self._fs, file.resolve_url(self._endpoint), file, self.network)
+        requester.leads_away()
+        requester.share(self._links)
+        other = HubSource(self._fs, file, self._endpoint, self.network, requester)
+        other.signals = self.signals
+        return other
 
     def _check_status(self, response: Answer, url: yarl.URL, offset: int) -> None:
         status, at_hub = response.status, self._links.is_hub(url)

@@ -9,10 +9,12 @@ import numpy as np
 
 from . import codec, metadata, metadata_reader, registry, superblock
 from . import index as index_section
-from .atomic import replace_file, writing
+from .atomic import writing
+from .cutting import cut, replace_volumes
 from .errors import BstkError
 from .index import Index
 from .metadata import Attachment, Form, Metadata
+from .superblock import Superblock
 
 #: Attachments up to this many bytes travel in the head: a model cannot be built without its configuration.
 INLINE_LIMIT = 1 << 14
@@ -65,14 +67,30 @@ def in_order(read: Callable[[Stored], bytes]) -> EmitBlocks:
     return write
 
 
-def lay_down(path: str, content: Content) -> str:
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What was written.
+
+    Attributes:
+        root: the root digest, 64 hexadecimal digits.
+        size: bytes of the file, all volumes together.
+        volumes: the names of its volumes after the first; none for a file of one object.
+    """
+
+    root: str
+    size: int
+    volumes: tuple[str, ...] = ()
+
+
+def lay_down(path: str, content: Content, volume_size: int | None = None) -> Laid:
     """Write the file under a name beside ``path``, and rename it.
 
-    Returns:
-        The root digest, 64 hexadecimal digits.
+    Args:
+        volume_size: bytes that an object may have: the file becomes several if it has more. None: it is one.
 
     Raises:
-        FormatError: a reader would refuse the file. WriteError: it cannot be written.
+        FormatError: a reader would refuse the file. WriteError: it cannot be written; reason ``volume-size`` if the
+            head or a block is larger than a volume.
     """
     blocks = [block for *_, block in content.order]
     forms = list(dict.fromkeys(block.form for block in blocks))
@@ -92,21 +110,23 @@ def lay_down(path: str, content: Content) -> str:
         level=np.array([level for _, level, *_ in content.order], "<u2"),
         form=np.array([number[b.form] for b in blocks], "<u2"),
     )
-    meta = replace(content.metadata, forms=tuple(forms))
+    ends = [at + block.stored for at, block in zip(offsets, blocks, strict=True)]
+    meta = replace(content.metadata, forms=tuple(forms), volumes=())
     try:
-        raw = metadata.encode(meta), index_section.encode(index)
+        rows = index_section.encode(index)
+        packed = codec.compress(rows)
+        head, stored = _head(meta, rows, packed, end)
+        if volume_size is not None and head.file_length > volume_size:
+            meta = cut(path, meta, ends, volume_size, lambda made: _head(made, rows, packed, end)[0].blocks_offset)
+            head, stored = _head(meta, rows, packed, end)
+            head = replace(head, object_length=head.blocks_offset + offsets[meta.volumes[0].first_block])
+        raw = metadata.encode(meta)
     except BstkError as error:
         raise error.at(path) from None
-    stored = codec.compress(raw[0]), codec.compress(raw[1])
-    files = sum(a.stored for a in meta.attachments if a.data is None)
-    lengths = (len(stored[0]), len(raw[0]), len(stored[1]), len(raw[1]), files)
-    head = superblock.Superblock(*lengths, file_length=0, present_length=0, root=bytes(32))
-    size = head.blocks_offset + end
-    head = replace(head, file_length=size, present_length=size)
-    head = replace(head, root=superblock.compute_root(head.identity(), *stored))
     # Nothing is written that a reader would refuse: the same checks, first.
     superblock.decode(head.encode(), path)
-    index_section.decode(raw[1], metadata_reader.decode(raw[0], path), head.blocks_offset, size, path)
+    checked = metadata_reader.decode(raw, path, has_volumes=head.has_volumes)
+    index_section.decode(rows, checked, head.blocks_offset, head.file_length, path)
 
     def emit(out: IO[bytes]) -> None:
         for part in (head.encode(), *stored):
@@ -114,9 +134,24 @@ def lay_down(path: str, content: Content) -> str:
         content.write_files(out)
         content.write_blocks(out, [(head.blocks_offset + at, b) for at, b in zip(offsets, blocks, strict=True)])
 
+    starts = [head.blocks_offset + offsets[volume.first_block] for volume in meta.volumes]
+    names = tuple(volume.name for volume in meta.volumes)
     with writing(path):
-        replace_file(path, emit)
-    return head.root.hex()
+        replace_volumes(path, names, [0, *starts, head.file_length], emit)
+    return Laid(head.root.hex(), head.file_length, names)
+
+
+def _head(meta: Metadata, rows: bytes, packed: bytes, blocks_length: int) -> tuple[Superblock, tuple[bytes, bytes]]:
+    """The superblock of one object of all blocks, and the stored sections."""
+    raw = metadata.encode(meta)
+    stored = codec.compress(raw), packed
+    files = sum(a.stored for a in meta.attachments if a.data is None)
+    # A file that uses nothing of a later version is one of the first.
+    minor, must = (1, superblock.VOLUMES) if meta.volumes else (0, 0)
+    lengths = (len(stored[0]), len(raw), len(stored[1]), len(rows), files)
+    head = Superblock(*lengths, file_length=0, present_length=0, root=bytes(32), minor=minor, must=must)
+    head = replace(head, file_length=head.blocks_offset + blocks_length).holding(head.blocks_offset + blocks_length)
+    return replace(head, root=superblock.compute_root(head.identity(), *stored)), stored
 
 
 def pack_files(files: Mapping[str, bytes]) -> tuple[tuple[Attachment, ...], Emit]:

@@ -1,6 +1,6 @@
 """Where the blocks of a file lie, and how runs of them are cut into ranges to read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,10 +10,16 @@ from .metadata import Form
 
 
 class Layout:
-    """Offsets and sizes of the blocks of a file."""
+    """Offsets and sizes of the blocks of a file.
 
-    def __init__(self, index: Index, forms: tuple[Form, ...]) -> None:
+    Args:
+        starts: the blocks with which another object begins; none where all blocks lie in one.
+    """
+
+    def __init__(self, index: Index, forms: tuple[Form, ...], starts: Sequence[int] = ()) -> None:
         self._offset = index.offset
+        #: The first block of each volume after the first: no range reaches over it.
+        self._starts = np.array(starts, np.int64)
         #: Of each block, where its stored bytes end: int64, bytes of the file.
         self.ends = index.offset.astype(np.int64) + index.stored.astype(np.int64)
         packed = np.array([form.codec != "none" for form in forms], dtype=bool)
@@ -42,6 +48,9 @@ class Layout:
         if max_memory is not None:
             last = min(last, int(np.searchsorted(self._costs[:stop], offset + before + max_memory, side="right")))
         last = max(last, first + 1)
+        if len(self._starts):
+            following = int(np.searchsorted(self._starts, first, side="right"))
+            last = min(last, int(self._starts[following])) if following < len(self._starts) else last
         end = int(self._offset[last]) if last < stop else int(self.ends[last - 1])
         decoded = int(self._costs[last - 1] - self.ends[last - 1]) - before
         return Span(first, last, offset, end - offset), decoded

@@ -114,8 +114,20 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """An object of its own that holds the blocks from ``first_block`` on, up to those of the next volume.
+
+    Attributes:
+        name: what the object is called, in the folder of the first one.
+    """
+
+    name: str
+    first_block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
-    """The decoded metadata section."""
+    """The decoded metadata section. ``volumes`` are those after the first, none for a file of one object."""
 
     writer: str
     tensors: tuple[Tensor, ...]
@@ -124,6 +136,7 @@ class Metadata:
     attachments: tuple[Attachment, ...] = ()
     curves: tuple[Curve, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def n_chains(self) -> int:
@@ -177,6 +190,7 @@ def encode(meta: Metadata) -> bytes:
         }
         for c in meta.curves
     ]
+    volumes = [{"name": v.name, "first_block": v.first_block} for v in meta.volumes]
     return strict.pack(
         {
             "writer": meta.writer,
@@ -187,4 +201,5 @@ def encode(meta: Metadata) -> bytes:
             "curves": curves,
             "extra": dict(meta.extra),
         }
+        | ({"volumes": volumes} if volumes else {})
     )

@@ -1,11 +1,16 @@
 """Reading the metadata section of a file that nobody vouches for (spec §4)."""
 
+import re
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 from . import registry, strict
 from .errors import FormatError, UnsupportedError
-from .metadata import Attachment, Curve, Form, Metadata, Tensor, number_chains
+from .metadata import Attachment, Curve, Form, Metadata, Tensor, Volume, number_chains
+
+#: The names that volumes may have: the same on every file system, and in a URL as they are (spec §4.8).
+_PORTABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class _Map:
@@ -59,8 +64,11 @@ def check_name(name: str, what: str, where: str) -> str:
     return name
 
 
-def decode(data: bytes, where: str) -> Metadata:
+def decode(data: bytes, where: str, *, has_volumes: bool = False) -> Metadata:
     """Read and check the decoded metadata section.
+
+    Args:
+        has_volumes: whether the superblock says that there are volumes.
 
     Raises:
         FormatError: reasons ``metadata-msgpack``, ``-key``, ``-value``, ``-name`` and ``-duplicate``.
@@ -80,6 +88,7 @@ def decode(data: bytes, where: str) -> Metadata:
         attachments=tuple(_attachment(item, i, where) for i, item in enumerate(top.take("attachments", list))),
         curves=tuple(_curve(item, i, where) for i, item in enumerate(top.take("curves", list))),
         extra=top.take("extra", dict),
+        volumes=_volumes(top.take("volumes", list), top, where) if has_volumes else (),
     )
     top.end()
     _check_names(meta, where)
@@ -199,6 +208,36 @@ def _point(point: Any, m: _Map) -> tuple[int, float]:
     if not 0 <= point[0] <= registry.MAX_BLOCKS:
         raise m.bad(f"has a point at {point[0]} blocks")
     return point[0], float(point[1])
+
+
+def _volumes(items: list[Any], top: _Map, where: str) -> tuple[Volume, ...]:
+    if not 0 < len(items) <= registry.MAX_VOLUMES:
+        raise top.bad(f"has {len(items)} volumes after the first, expected 1 to {registry.MAX_VOLUMES}")
+    volumes = tuple(_volume(item, i, where) for i, item in enumerate(items))
+    if any(a.first_block >= b.first_block for a, b in pairwise(volumes)):
+        raise top.bad("has volumes whose first blocks do not rise")
+    names: set[str] = set()
+    for volume in volumes:
+        if volume.name.lower() in names:
+            raise top.bad(f"names the volume {volume.name!r} twice", "metadata-duplicate")
+        names.add(volume.name.lower())
+    return volumes
+
+
+def _volume(item: Any, i: int, where: str) -> Volume:
+    m = _Map(item, f"volume {i + 2}", where)
+    name = m.take("name", str)
+    if not is_volume_name(name):
+        shown = strict.quoted(name)
+        raise m.bad(f"is named {shown}: letters A to Z, digits, '_', '-' and '.' make a name", "metadata-name")
+    volume = Volume(name, m.integer("first_block", 0, registry.MAX_BLOCKS))
+    m.end()
+    return volume
+
+
+def is_volume_name(name: str) -> bool:
+    """Whether a volume can be called so."""
+    return len(name) <= registry.MAX_VOLUME_NAME and _PORTABLE.fullmatch(name) is not None
 
 
 def _check_names(meta: Metadata, where: str) -> None:

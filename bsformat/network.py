@@ -83,8 +83,8 @@ class Network:
             ranges in flight, and those that came and were not used yet. A block that alone takes more is read alone.
         backend: what reads http(s) and s3: ``fsspec``, or ``obstore``, which may be faster and needs the extra of that
             name; `bsformat.obstore_source` says what it does not do. ``BSTK_BACKEND`` says which where nothing does.
-        renew: called with the URL when access that was granted is denied, as when a signature has expired; gives the
-            URL to go on with. It runs in a thread.
+        renew: called with the URL when access that was granted is denied, as when a signature has expired, or when
+            another volume of the file needs a signed URL of its own; gives the URL to go on with. It runs in a thread.
         clock, sleep, random: where time and chance come from; tests put their own.
     """
 

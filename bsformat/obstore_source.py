@@ -28,7 +28,7 @@ from .errors import (
     SourceError,
 )
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, without_secrets
-from .source import Buffer, checked, within
+from .source import Buffer, beside, checked, within
 
 #: What s3fs calls some options, and obstore.
 _NAMES = {
@@ -136,6 +136,17 @@ class ObstoreSource:
             within(offset, len(out), self._size, self.name)
         checked(out[: self._run(offset, out)], offset, len(out), self.name)
 
+    def begin(self, offset: int, out: memoryview) -> int:
+        """The first read, at any place; gives the size of the object."""
+        self._run(offset, out)
+        return self._size
+
+    def sibling(self, name: str) -> "ObstoreSource":
+        """See `bsformat.source.SiblingSource`."""
+        other = ObstoreSource(self._store, beside(self._path, name), beside(self.name, name), self.network)
+        other.signals = self.signals
+        return other
+
     def close(self) -> None:
         """Nothing to release: obstore keeps its connections."""
 
@@ -161,7 +172,7 @@ class ObstoreSource:
             except Exception as error:
                 if patience.left <= 0:
                     raise patience.late(done, len(out)).at(self.name) from None
-                if self._pinned is None and offset == 0 and _status(error) == 416:
+                if self._pinned is None and done == 0 and _status(error) == 416:
                     return 0
                 failure = self._meaning(error, offset + done)
                 if failure.pressed:
@@ -218,9 +229,10 @@ class ObstoreSource:
 
     def _pin(self, meta: dict[str, Any], offset: int) -> None:
         """Take the first answer's object for the one that is read, and demand it of later ones."""
-        if self._pinned is None:
-            self._pinned = meta
-            return
+        with self._lock:  # of two first answers one is pinned, and the other compared with it
+            if self._pinned is None:
+                self._pinned = meta
+                return
         names = ("size", "e_tag") if self._pinned["e_tag"] else ("size", "e_tag", "last_modified")
         for name in names:
             if meta[name] != self._pinned[name]:

@@ -57,6 +57,10 @@ class Requester:
         self._session = SessionSender(fs, *timeouts)
         self.sent = 0
 
+    def share(self, other: "Requester") -> None:
+        """Use the connections of another one, which asks the same servers; closing either closes what is idle."""
+        self._direct = other._direct
+
     @property
     def url(self) -> str:
         """The URL that was asked for at the beginning, or put in its place."""

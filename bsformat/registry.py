@@ -4,12 +4,12 @@ from types import MappingProxyType
 from typing import Final
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 
-#: Must-understand feature bits of format 1.x, bit number -> name. This reader implements none of them yet: a file
-#: that sets one is refused by that name.
+#: Must-understand feature bits of format 1.x, bit number -> name. A file that sets one that this reader does not
+#: implement is refused by that name.
 MUST_FEATURES: Final = MappingProxyType({0: "volumes", 1: "base-model"})
-KNOWN_MUST: Final = 0
+KNOWN_MUST: Final = 1
 
 #: Bytes of one element, by the names that safetensors uses.
 DTYPE_BYTES: Final = MappingProxyType(
@@ -56,6 +56,8 @@ MAX_NAME_BYTES: Final = 1024
 MAX_DEPTH: Final = 16
 MAX_CONTAINERS: Final = 1 << 21
 MAX_ATTACHMENT: Final = 1 << 30
+MAX_VOLUMES: Final = 1 << 16
+MAX_VOLUME_NAME: Final = 255
 
 
 def align(offset: int) -> int:

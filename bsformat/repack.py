@@ -34,7 +34,8 @@ class Repacked:
         path, root: the new file, and its root, 64 hexadecimal digits.
         uri, source_root: what it was made of.
         n_blocks, source_blocks: blocks of the new file, and of the source, those that a prefix file lacks included.
-        size, total_bytes: of the new file: its bytes, and the resident bytes of all of its blocks.
+        size, n_volumes, total_bytes: of the new file: its bytes, the objects that they lie in, and the resident bytes
+            of all of its blocks.
         curve_points, source_curve_points: points of all quality curves that still hold, and that the source has.
         requests, bytes_read: made of and read from ``uri``.
     """
@@ -46,6 +47,7 @@ class Repacked:
     n_blocks: int
     source_blocks: int
     size: int
+    n_volumes: int
     total_bytes: int
     curve_points: int
     source_curve_points: int
@@ -66,6 +68,7 @@ def repack(
     levels: int | None = None,
     budget: int | str | None = None,
     codec: str = "keep",
+    volume_size: int | str | None = None,
     root: str | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
     **storage_options: Any,
@@ -85,6 +88,8 @@ def repack(
         levels: keep at most so many levels of each chain.
         budget: of the new order keep what these resident bytes buy: a size, or a percentage of all blocks.
         codec: ``keep``; ``none``; or ``zstd`` for those blocks where it saves a sixteenth.
+        volume_size: bytes that an object may have, or a size as ``4GiB``; a larger file becomes several: ``OUT.bstk``,
+            ``OUT.00002.bstk`` and so on. None: it is one, whatever the source was.
         root: the root digest (64 hexadecimal digits) that the source must have.
         progress: called with the stored bytes that are done, and those that there are.
         storage_options: given to `bsformat.open`, ``network`` included.
@@ -111,6 +116,7 @@ def repack(
         order = order or ("file" if losses is None else "worth")
         made = arrange(source, order, losses=losses, levels=levels, limit=_limit(source, budget))
         options = {"order": order, "losses": losses is not None, "levels": levels, "budget": budget, "codec": codec}
+        size = options["volume_size"] = None if volume_size is None else parse_size(volume_size)
         meta = _metadata(source, made, options)
         advance = _Advance(sum(int(source.index.stored[b]) for b in made.blocks), progress)
         if codec == "keep":
@@ -129,15 +135,16 @@ def repack(
         chain, level = source.index.chain, source.index.level
         rows = [(int(chain[b]), int(level[b]), w, stored[b]) for b, w in zip(made.blocks, made.worth, strict=True)]
         content = Content(meta, rows, made.required, lambda out: copy_files(source, out), write_blocks)
-        new_root = lay_down(path, content)
+        laid = lay_down(path, content, size)
         return Repacked(
             path,
-            new_root,
+            laid.root,
             source.uri,
             source.root,
             len(made.blocks),
             len(source),
-            os.path.getsize(path),
+            laid.size,
+            1 + len(laid.volumes),
             sum(int(source.index.length[b]) for b in made.blocks),
             _points(meta),
             _points(source.metadata),

@@ -24,7 +24,7 @@ from .errors import (
     SourceError,
 )
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
-from .source import Buffer, checked, translated, within
+from .source import Buffer, beside, checked, translated, within
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: Codes of S3 that may pass, whatever status they come with.
@@ -85,6 +85,18 @@ class S3Source:
         """Bytes of bodies that came."""
         return self.signals.received
 
+    def begin(self, offset: int, out: memoryview) -> int:
+        """The first read, at any place; gives the size of the object."""
+        self._run(offset, out)
+        return self._size
+
+    def sibling(self, name: str) -> "S3Source":
+        """See `bsformat.source.SiblingSource`; a version of this object is none of another."""
+        bucket, key = self._bucket, beside(self._key, name)
+        other = S3Source(self._fs, f"{bucket}/{key}", beside(self.name.partition("?")[0], name), self.network)
+        other.signals = self.signals
+        return other
+
     def close(self) -> None:
         """Nothing to release: fsspec shares its file systems."""
 
@@ -115,8 +127,8 @@ class S3Source:
                     renewed = True
                     await self._renew()
                     continue
-                if self._etag is None and offset == 0 and _status(error) == 416:
-                    self._size = 0
+                if self._etag is None and body.done == 0 and _status(error) == 416:
+                    self._size = _size_told(error, offset)
                     break
                 failure = self._meaning(error, offset + body.done)
                 if failure.pressed:
@@ -250,6 +262,13 @@ def _response(error: BaseException) -> Mapping[str, Any]:
         if isinstance(response := getattr(candidate, "response", None), Mapping):
             return response
     return {}
+
+
+def _size_told(error: BaseException, offset: int) -> int:
+    """The size of an object that has no byte at ``offset``: at most that, if the server does not say."""
+    told = str(_response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-range", ""))
+    match = re.fullmatch(r"bytes \*/(\d{1,19})", told)
+    return min(offset, int(match[1])) if match else offset
 
 
 def _status(error: BaseException) -> int | None:

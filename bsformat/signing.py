@@ -31,7 +31,7 @@ class Signed:
     """A signature that holds.
 
     Attributes:
-        name, root, sha256: what it says of the file: see `bsformat.statement.Statement`.
+        name, root, sha256, volumes: what it says of the file: see `bsformat.statement.Statement`.
         key: SHA-256 of the PEM of the public key, 64 hexadecimal digits.
     """
 
@@ -39,6 +39,7 @@ class Signed:
     root: str
     sha256: str
     key: str
+    volumes: tuple[tuple[str, str], ...] = ()
 
 
 def sign(
@@ -74,17 +75,27 @@ def sign(
         key, where = _small(private_key)
         sign_bytes(key, b"", password, where)  # a key that cannot be used is found before the file is read
         name = PurePosixPath(container.uri.partition("?")[0]).name
-        statement = Statement(name, container.root, _sha256(container, progress))
+        digests = _sha256(container, progress)
+        names = [name, *(volume.name for volume in container.volumes[1:])]
+        volumes = tuple(sorted(zip(names, digests, strict=True))) if container.volumes else ()
+        statement = Statement(name, container.root, "" if volumes else digests[0], volumes)
     payload = statement.encode()
     signature, hint = sign_bytes(key, pae(payload), password, where)
     bundle = Envelope(payload, signature, hint).encode()
+    if len(bundle) > LIMIT:
+        raise SignatureError(
+            f"{len(statement.volumes)} volumes are more than a signature of at most {LIMIT} bytes can name; repack the "
+            "file with a larger --volume-size",
+            where=container.uri,
+            reason="signature-format",
+        )
 
     def emit(out: IO[bytes]) -> None:
         out.write(bundle)
 
     with writing(os.fspath(output)):
         replace_file(os.fspath(output), emit)
-    return Signed(statement.name, statement.root, statement.sha256, hint)
+    return Signed(statement.name, statement.root, statement.sha256, hint, statement.volumes)
 
 
 def read_signature(signature: Place, public_key: Place, **storage_options: Any) -> Signed:
@@ -104,7 +115,7 @@ def read_signature(signature: Place, public_key: Place, **storage_options: Any) 
     hint = check_bytes(key, pae(envelope.payload), envelope.signature, envelope.hint, key_where, where)
     # What is signed is read only now that somebody vouches for it.
     statement = read_statement(envelope.payload, where)
-    return Signed(statement.name, statement.root, statement.sha256, hint)
+    return Signed(statement.name, statement.root, statement.sha256, hint, statement.volumes)
 
 
 def _small(place: Place, **storage_options: Any) -> tuple[bytes, str]:
@@ -124,9 +135,10 @@ def _small(place: Place, **storage_options: Any) -> tuple[bytes, str]:
             source.close()
 
 
-def _sha256(container: Container, progress: Callable[[int], object]) -> str:
-    """SHA-256 of the whole file, read from its beginning to its end, with everything in it checked."""
-    hasher = hashlib.sha256()
+def _sha256(container: Container, progress: Callable[[int], object]) -> list[str]:
+    """SHA-256 of each object of the file, read from their beginnings to their ends, with everything in them checked."""
+    hasher, done = hashlib.sha256(), []
+    starts = {volume.offset for volume in container.volumes}
     head = container.superblock
     stored = bytes(container.read(0, head.head_length))
     middle = superblock.SIZE + head.metadata_stored
@@ -145,8 +157,11 @@ def _sha256(container: Container, progress: Callable[[int], object]) -> str:
     container.check_zero(container.read(tail, head.blocks_offset - tail), tail)
     for span in container.spans(0, len(container), CHUNK):
         data = container.read(span.offset, span.length)
+        if span.offset in starts:
+            done.append(hasher.hexdigest())
+            hasher = hashlib.sha256()
         hasher.update(data)
         for _ in container.decode_span(span, data):
             pass
         progress(span.length)
-    return hasher.hexdigest()
+    return [*done, hasher.hexdigest()]

@@ -6,7 +6,7 @@ error unless every response is checked.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from .errors import (
     SourceError,
 )
 from .network import Network, Signals, without_secrets
+from .only_file import the_only
 
 Buffer = bytes | bytearray | memoryview
 #: Connections to one S3 endpoint, unless the storage options say otherwise.
@@ -70,6 +71,14 @@ class FillingSource(ByteSource, Protocol):
         ...
 
 
+class SiblingSource(Protocol):
+    """A source that knows where objects lie that go with its own: the volumes of a file (spec §4.8)."""
+
+    def sibling(self, name: str) -> ByteSource:
+        """The object of this name beside this one; whether it is there is seen when it is read."""
+        ...
+
+
 def signals_of(source: ByteSource) -> Signals:
     """What a source notices of its server; of one that notices nothing, nothing."""
     signals = getattr(source, "signals", None)
@@ -86,11 +95,12 @@ def fill(source: ByteSource, offset: int, out: memoryview) -> bool:
 
 
 class MemorySource:
-    """Bytes in memory."""
+    """Bytes in memory; ``siblings`` are the objects that go with them, by name: the volumes of a file."""
 
-    def __init__(self, data: Buffer, name: str = "memory") -> None:
+    def __init__(self, data: Buffer, name: str = "memory", siblings: Mapping[str, Buffer] | None = None) -> None:
         self.name = name
         self._data = memoryview(data)
+        self._siblings = siblings or {}
 
     def start(self, length: int) -> tuple[Buffer, int]:
         """See `ByteSource.start`."""
@@ -99,6 +109,12 @@ class MemorySource:
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`."""
         return checked(self._data[offset : offset + length], offset, length, self.name)
+
+    def sibling(self, name: str) -> ByteSource:
+        """See `SiblingSource`."""
+        if name not in self._siblings:
+            raise NotFoundError("no such object", where=name)
+        return MemorySource(self._siblings[name], name)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -109,6 +125,7 @@ class FileSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
+        self._folder = os.path.dirname(os.path.abspath(path))  # now: the process may change its own
         self._fd = -1
         with translated(path):
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -149,6 +166,10 @@ class FileSource:
                 raise SourceChangedError("the file was written to while it was read; open it again", where=self.name)
         checked(out[:done], offset, len(out), self.name)
 
+    def sibling(self, name: str) -> ByteSource:
+        """See `SiblingSource`: the file in the folder of this one's name, links not followed."""
+        return FileSource(os.path.join(self._folder, name))
+
     def close(self) -> None:
         """Close the file."""
         if self._fd >= 0:
@@ -173,13 +194,17 @@ class FsspecSource:
         size = info.get("size")
         if info.get("type") == "directory" or size is None:
             raise SourceError("is no file with a known size; name one .bstk file", where=self.name)
-        return (self.get(0, min(length, size)) if size else b""), int(size)
+        return (self.get(0, min(length, size)) if size and length else b""), int(size)
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`."""
         with translated(self.name):
             data = self._fs.cat_file(self._path, start=offset, end=offset + length)
         return checked(data, offset, length, self.name)
+
+    def sibling(self, name: str) -> ByteSource:
+        """See `SiblingSource`."""
+        return FsspecSource(self._fs, beside(self._path, name), beside(self.name, name))
 
     def close(self) -> None:
         """Nothing to release: fsspec shares its file systems."""
@@ -240,18 +265,10 @@ def _within_folder(folder: str) -> str:
     return os.path.join(folder, the_only(names, folder, "directory"))
 
 
-def the_only(names: list[str], where: str, what: str) -> str:
-    """The one name of a ``.bstk`` that a directory or repository, ``what``, has.
-
-    Raises:
-        NotFoundError: there is none, or there are several.
-    """
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise NotFoundError(f"a {what} without a .bstk at its top: name a file", where=where)
-    shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-    raise NotFoundError(f"a {what} with {len(names)} .bstk files: name one of {shown}", where=where)
+def beside(path: str, name: str) -> str:
+    """A path or key with another last segment."""
+    folder, slash, _ = path.rpartition("/")
+    return folder + slash + name
 
 
 def within(offset: int, length: int, size: int, name: str) -> None:

@@ -7,13 +7,17 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from .errors import SignatureError
 
 #: Bytes of the largest signature that is read: some thousand times what one takes.
 LIMIT: Final = 1 << 20
+#: Objects and arrays in each other, at most.
+MAX_DEPTH: Final = 64
 BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -29,19 +33,22 @@ class Statement:
     Attributes:
         name: the name that the file had when it was signed.
         root: its root digest, 64 hexadecimal digits.
-        sha256: SHA-256 of the whole file, 64 hexadecimal digits.
+        sha256: SHA-256 of the whole file, 64 hexadecimal digits; "" where the file lies in volumes.
+        volumes: the name of each volume and its SHA-256, in the order of the names; none where the file is one object.
     """
 
     name: str
     root: str
     sha256: str
+    volumes: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """The in-toto statement; the same statement gives the same bytes."""
-        resource = {"name": ".", "algorithm": "sha256", "digest": self.sha256}
+        digests = sorted(self.volumes) or [(".", self.sha256)]
+        resources = [{"name": name, "algorithm": "sha256", "digest": sha256} for name, sha256 in digests]
         value = {
             "_type": STATEMENT_TYPE,
-            "subject": [{"name": self.name, "digest": {"sha256": _subject(self.sha256)}}],
+            "subject": [{"name": self.name, "digest": {"sha256": _subject(sha256 for _, sha256 in digests)}}],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "serialization": {
@@ -50,7 +57,7 @@ class Statement:
                     "allow_symlinks": False,
                     "ignore_paths": [],
                 },
-                "resources": [resource],
+                "resources": resources,
                 MEMBER: {"root": self.root},
             },
         }
@@ -120,22 +127,35 @@ def read_statement(payload: bytes, where: str) -> Statement:
     _expect(value, "predicateType", PREDICATE_TYPE, where)
     subject = _only(_member(value, "subject", list, where), "subject", where)
     predicate = _member(value, "predicate", dict, where)
-    resource = _only(_member(predicate, "resources", list, where), "resource", where)
+    resources = _resources(_member(predicate, "resources", list, where), where)
     if MEMBER not in predicate:
         raise _malformed(
             "it is sound, but names no root: verify it with model_signing, or sign the file with bstk sign", where
         )
     root = _hex(_member(predicate, MEMBER, dict, where), "root", where)
-    _expect(resource, "algorithm", "sha256", where)
-    sha256 = _hex(resource, "digest", where)
-    if _hex(_member(subject, "digest", dict, where), "sha256", where) != _subject(sha256):
+    if _hex(_member(subject, "digest", dict, where), "sha256", where) != _subject(sha256 for _, sha256 in resources):
         raise _malformed("its subject is not what its resources make", where)
-    return Statement(_member(subject, "name", str, where), root, sha256)
+    one = len(resources) == 1
+    name = _member(subject, "name", str, where)
+    return Statement(name, root, resources[0][1] if one else "", () if one else resources)
 
 
-def _subject(sha256: str) -> str:
-    """The digest of a subject of one resource: SHA-256 of the digests of all resources."""
-    return hashlib.sha256(bytes.fromhex(sha256)).hexdigest()
+def _resources(items: list[Any], where: str) -> tuple[tuple[str, str], ...]:
+    """The name and digest of each object: of a file, or of each of its volumes."""
+    out = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise _malformed("a resource is no object", where)
+        _expect(item, "algorithm", "sha256", where)
+        out.append((_member(item, "name", str, where), _hex(item, "digest", where)))
+    if not out or any(a[0] >= b[0] for a, b in pairwise(out)):
+        raise _malformed("its resources are none, or not in the order of their names", where)
+    return tuple(out)
+
+
+def _subject(digests: Iterable[str]) -> str:
+    """The digest of a subject: SHA-256 of the digests of all resources."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 def _json(data: bytes, what: str, where: str) -> dict[str, Any]:
@@ -146,12 +166,26 @@ def _json(data: bytes, what: str, where: str) -> dict[str, Any]:
         return out
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=_no_number)
+        _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise _malformed(f"{what} is no JSON ({str(error) or type(error).__name__})", where) from None
     if not isinstance(value, dict):
         raise _malformed(f"{what} is no JSON object", where)
     return value
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        held = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [item for items in held for item in items]
+    if any(isinstance(item, (dict, list)) for item in level):
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
 
 
 def _member(value: dict[str, Any], name: str, kind: type, where: str) -> Any:

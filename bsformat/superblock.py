@@ -1,7 +1,8 @@
 """The superblock: the first 128 bytes of a file, from which every other range of it follows (spec §2)."""
 
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import blake3
@@ -12,9 +13,14 @@ from .errors import FormatError, IntegrityError, NotBstkError, TruncatedError, U
 #: 0x89 is lost by a 7-bit transfer, CR LF and the later lone LF by a text-mode one, 0x1A stops a listing on DOS.
 MAGIC: Final = b"\x89BSTK\r\n\x1a\n\x00"
 SIZE: Final = 128
+#: The must-understand bit of files that are cut into volumes (spec §4.8).
+VOLUMES: Final = 1
+
+#: How volumes after the first are called by custom.
+_VOLUME: Final = re.compile(r"\.\d{5}\.bstk$")
 
 # magic, major, minor, superblock size, must, may, metadata stored/decoded, index stored/decoded, attachments,
-# file length | present length, reserved | root
+# file length | present length, object length | root
 _IDENTITY: Final = struct.Struct("<10sHHHQQQQQQQQ")
 _REST: Final = struct.Struct("<QQ32s")
 
@@ -23,8 +29,10 @@ _REST: Final = struct.Struct("<QQ32s")
 class Superblock:
     """The fields of the superblock; all lengths in bytes.
 
-    ``present_length`` is how much of the file this object holds: ``file_length`` for a whole file, less for a
-    prefix file. It is the one field that the root does not cover, since cutting a file must not rename it.
+    ``present_length`` is how much of the file there is: ``file_length`` for a whole file, less for a prefix file.
+    ``object_length`` is stored for files with volumes alone: the bytes of this object, less than ``present_length``
+    where it is the first volume and the rest lies in others; 0 for other files. The root does not cover the two, since
+    cutting a file, or joining its volumes, must not rename it.
     """
 
     metadata_stored: int
@@ -36,9 +44,25 @@ class Superblock:
     present_length: int
     root: bytes
     major: int = registry.MAJOR
-    minor: int = registry.MINOR
+    minor: int = 0
     must: int = 0
     may: int = 0
+    object_length: int = 0
+
+    @property
+    def has_volumes(self) -> bool:
+        """Whether the metadata says how the file is cut into volumes."""
+        return bool(self.must & VOLUMES)
+
+    @property
+    def own_length(self) -> int:
+        """Bytes of this object."""
+        return self.object_length if self.has_volumes else self.present_length
+
+    def holding(self, present_length: int) -> "Superblock":
+        """The superblock of one object that holds the first ``present_length`` bytes of the file."""
+        own = present_length if self.has_volumes else 0
+        return replace(self, present_length=present_length, object_length=own)
 
     @property
     def head_length(self) -> int:
@@ -69,7 +93,7 @@ class Superblock:
 
     def encode(self) -> bytes:
         """The 128 bytes as they stand in the file."""
-        return self.identity() + _REST.pack(self.present_length, 0, self.root)
+        return self.identity() + _REST.pack(self.present_length, self.object_length, self.root)
 
 
 def compute_root(identity: bytes, metadata: bytes, index: bytes) -> bytes:
@@ -111,7 +135,7 @@ def decode(data: bytes, where: str) -> Superblock:
             offset=16,
             reason="feature-unsupported",
         )
-    present, reserved, root = _REST.unpack_from(data, _IDENTITY.size)
+    present, own, root = _REST.unpack_from(data, _IDENTITY.size)
     meta_stored, meta_length, index_stored, index_length, attachments, file_length = lengths
     block = Superblock(
         meta_stored,
@@ -126,10 +150,11 @@ def decode(data: bytes, where: str) -> Superblock:
         minor,
         must,
         may,
+        own,
     )
     if size != SIZE:
         _reject(f"superblock size {size}, expected {SIZE}", where, 14)
-    if reserved:
+    if own and not block.has_volumes:
         _reject("the reserved bytes are not zero", where, 88)
     _check_lengths(block, where)
     return block
@@ -148,8 +173,11 @@ def _check_magic(data: bytes, where: str) -> None:
             offset=0,
             reason="bad-transfer",
         )
+    volume = "; if it is a volume of a file, name the first one" if _VOLUME.search(where) else ""
     raise NotBstkError(
-        f"not a .bstk file: it starts with {start[:8].hex(' ')}, expected {MAGIC[:8].hex(' ')}", where=where, offset=0
+        f"not a .bstk file: it starts with {start[:8].hex(' ')}, expected {MAGIC[:8].hex(' ')}{volume}",
+        where=where,
+        offset=0,
     )
 
 
@@ -176,6 +204,11 @@ def _check_lengths(block: Superblock, where: str) -> None:
             where,
             80,
         )
+    own, present = block.own_length, block.present_length
+    if own != present and not block.head_length + block.attachments_length <= own < present:
+        _reject(f"object length {own} is not between the attachments' end and {present}", where, 88)
+    if own != present and present != block.file_length:
+        _reject(f"present length {present}: what lies in volumes is whole, {block.file_length} bytes", where, 80)
 
 
 def _reject(message: str, where: str, offset: int) -> None:

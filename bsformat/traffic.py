@@ -1,9 +1,12 @@
 """Counting what is read."""
 
 import threading
+from collections.abc import Sequence
 
 from .network import Signals
 from .source import Buffer, ByteSource, fill, signals_of
+from .volume_source import VolumeSource
+from .volumes import Extent
 
 
 class CountedSource:
@@ -40,6 +43,14 @@ class CountedSource:
         compared = fill(self._source, offset, out)
         self._count(len(out))
         return compared
+
+    def join(self, volumes: Sequence[Extent]) -> None:
+        """From now on read the volumes of a file, of which the source is the first."""
+        if isinstance(self._source, CountedSource):
+            self._source.join(volumes)
+        elif not isinstance(self._source, VolumeSource):
+            self._source = VolumeSource(self._source, volumes)
+        self.fills = True
 
     @property
     def signals(self) -> Signals:

@@ -8,13 +8,15 @@ from typing import Any
 
 from .block import Span
 from .container import Container
-from .errors import FormatError
+from .errors import BstkError, FormatError
 from .network import Network
 from .opening import open_container
 from .source import ByteSource
 
 #: Bytes read and checked at a time.
 CHUNK = 8 << 20
+#: What is said once of a volume, of which nothing more is read then.
+_VOLUME_FAULTS = frozenset({"volume-missing", "volume-truncated", "volume-trailing-bytes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Report:
     Attributes:
         uri, root, version: which file; root as 64 hexadecimal digits.
         n_blocks: blocks checked. size: bytes of the file, all of them checked.
-        problems: one error for each damaged part, in file order; empty if the file is sound.
+        problems: one error for each damaged part, and for each volume that is missing or of another length, in file
+            order; empty if the file is sound.
     """
 
     uri: str
@@ -32,7 +35,7 @@ class Report:
     version: str
     n_blocks: int
     size: int
-    problems: list[FormatError] = field(default_factory=list)
+    problems: list[BstkError] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -57,8 +60,8 @@ def verify(
 
     Raises:
         SourceError: the bytes could not be read.
-        FormatError: the head itself is wrong, so that nothing after it can be found. Damage after the head does not
-            raise: it is listed in the report.
+        FormatError: the head itself is wrong, so that nothing after it can be found. Damage after the head, and volumes
+            that are missing or of another length, do not raise: they are listed in the report.
     """
     container = (
         uri
@@ -81,8 +84,11 @@ def verify(
             padding = container.read(tail, head.blocks_offset - tail)
             _collect(report, partial(container.check_zero, padding, tail))
         progress(head.blocks_offset)
+        faulty = None
         for span in container.spans(0, container.available_blocks, CHUNK):
-            _check_span(report, container, span)
+            volume = container.volume_of(span.first)
+            if faulty is None or volume is not faulty:
+                faulty = None if _check_span(report, container, span) else volume
             progress(span.length)
         return report
     finally:
@@ -97,8 +103,15 @@ def _collect(report: Report, check: Callable[[], object]) -> None:
         report.problems.append(error)
 
 
-def _check_span(report: Report, container: Container, span: Span) -> None:
-    view = memoryview(container.read(span.offset, span.length))
+def _check_span(report: Report, container: Container, span: Span) -> bool:
+    """Collect what is wrong with the blocks of a span; False if the volume that it lies in cannot be read."""
+    try:
+        view = memoryview(container.read(span.offset, span.length))
+    except BstkError as error:
+        if error.reason not in _VOLUME_FAULTS:
+            raise
+        report.problems.append(error)
+        return False
     for number in range(span.first, span.stop):
         block = container.block(number)
         at = block.offset - span.offset
@@ -107,3 +120,4 @@ def _check_span(report: Report, container: Container, span: Span) -> None:
         following = container.index.offset[number + 1] - span.offset if number + 1 < span.stop else span.length
         gap = view[end : int(following)]
         _collect(report, partial(container.check_zero, gap, span.offset + end))
+    return True

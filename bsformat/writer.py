@@ -100,6 +100,7 @@ class Writer:
         aliases: Mapping[str, str] | None = None,
         curves: Sequence[Curve] = (),
         extra: Mapping[str, Any] | None = None,
+        volume_size: int | None = None,
     ) -> str:
         """Write the file: raw blocks as the tensors are listed, then the chains' blocks in ``order``.
 
@@ -107,6 +108,7 @@ class Writer:
             order: (chain, worth) for each residual block; the first time a chain is named means its level 0.
             aliases: names of tied tensors, each with the name of the tensor that it is.
             extra: free-form values for whoever wants them: recipe, provenance.
+            volume_size: bytes that an object may have; a larger file becomes several. None: it is one.
 
         Returns:
             The root digest, 64 hexadecimal digits.
@@ -139,7 +141,7 @@ class Writer:
             write_files,
             in_order(read),
         )
-        return lay_down(self.path, content)
+        return lay_down(self.path, content, volume_size).root
 
     def _tensor(self, chain: int) -> Tensor:
         if not 0 <= chain < self._n_chains:
@@ -162,11 +164,13 @@ def rewrite(
     order: Sequence[tuple[int, float]] | None = None,
     curves: Sequence[Curve] | None = None,
     extra: Mapping[str, Any] | None = None,
+    volume_size: int | None = None,
 ) -> str:
     """Write a file again with another order, curves or extra values; its blocks are copied as they are.
 
     Args:
         order: (chain, worth) for every residual block, as `Writer.finish` takes it; None keeps theirs.
+        volume_size: as of `Writer.finish`.
 
     Returns:
         The new root digest: the head changed.
@@ -196,7 +200,7 @@ def rewrite(
         write_files,
         in_order(lambda block: bytes(container.read(block.at, block.stored))),
     )
-    return lay_down(os.fspath(path), content)
+    return lay_down(os.fspath(path), content, volume_size).root
 
 
 def _reordered(rows: list[Row], required: int, order: Sequence[tuple[int, float]], path: str) -> list[Row]:

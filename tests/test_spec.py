@@ -229,12 +229,12 @@ def test_the_table_of_the_superblock(text: str) -> None:
     assert bytes.fromhex(table[0][4].strip("`")) == superblock.MAGIC
     # A value of its own for every field, and then each where the table says.
     fields = ("major", "minor", "must", "may", "metadata_stored", "metadata_length", "index_stored", "index_length")
-    fields += ("attachments_length", "file_length", "present_length")
+    fields += ("attachments_length", "file_length", "present_length", "object_length")
     values = {name: 1000 + i for i, name in enumerate(fields)}
     block = superblock.Superblock(**values, root=bytes(range(32)))
     data = block.encode()
-    assert set(at) == {*fields, "magic", "superblock_size", "reserved", "root"}
-    for name, value in {**values, "superblock_size": superblock.SIZE, "reserved": 0}.items():
+    assert set(at) == {*fields, "magic", "superblock_size", "root"}
+    for name, value in {**values, "superblock_size": superblock.SIZE}.items():
         offset, size = at[name]
         assert int.from_bytes(data[offset : offset + size], "little") == value, name
     assert data[at["root"][0] :] == bytes(range(32))
@@ -257,6 +257,7 @@ def test_the_table_of_the_index(text: str) -> None:
         ("_tensor", ["Tensor map:"]),
         ("_form", ["Form map:"]),
         ("_attachment", ["Attachment map, inline:", "Attachment map, external:"]),
+        ("_volume", ["Volume map:"]),
         ("_curve", ["Curve map: a quality curve that was measured on this file."]),
     ],
 )
@@ -508,38 +509,46 @@ def product(items: list[int]) -> int:
 class MiniReader:
     """Opens, plans, reads and rebuilds by §7 of the specification."""
 
-    def __init__(self, data: bytes, demanded: str | None = None) -> None:
-        self.data = data
+    def __init__(self, data: bytes, demanded: str | None = None, others: Mapping[str, bytes] | None = None) -> None:
+        self.data, self.others = data, others or {}
         if data[:10] != b"\x89BSTK\r\n\x1a\n\0"[: len(data)] or not data:
             need(bool(data), "truncated")
             raise Refused("bad-transfer" if b"BSTK" in data[:7] else "not-bstk")
         need(len(data) >= 128, "truncated")
         major, _, size, must = struct.unpack_from("<HHHQ", data, 10)
         need(major == 1, "version-unsupported")
-        need(must == 0, "feature-unsupported")
-        ms, ml, xs, xl, attached, end, present, reserved = struct.unpack_from("<8Q", data, 32)
-        fine = size == 128 and reserved == 0 and end <= 1 << 62
+        need(must in (0, 1), "feature-unsupported")
+        ms, ml, xs, xl, attached, end, present, own = struct.unpack_from("<8Q", data, 32)
+        fine = size == 128 and (must == 1 or own == 0) and end <= 1 << 62
+        own = own if must else present
         fine = fine and ms <= 1 << 25 and ml <= min(1 << 25, 256 * ms + 65536)
         fine = fine and xs <= 1 << 30 and xl <= min(1 << 30, 256 * xs + 65536)
         self.head = 128 + ms + xs
         need(fine and self.head + attached <= end and self.head <= present <= end, "superblock-invalid")
-        need(len(data) >= present, "truncated")
-        need(len(data) <= present, "trailing-bytes")
+        cut = own < present == end and own >= self.head + attached
+        need(own == present or cut, "superblock-invalid")
+        need(len(data) >= own, "truncated")
+        need(len(data) <= own, "trailing-bytes")
         need(demanded is None or demanded == data[96:128].hex(), "root-mismatch")
         need(digest(data[:80] + data[128 : self.head]) == data[96:128], "head-digest")
-        self.metadata(strict_msgpack(zstd(data[128 : 128 + ms], ml, "metadata-compression")), attached)
+        self.metadata(strict_msgpack(zstd(data[128 : 128 + ms], ml, "metadata-compression")), attached, must)
         self.first = align(self.head + attached)
         self.index(zstd(data[128 + ms : self.head], xl, "index-compression"), end)
         for c in self.m["curves"]:
             need(all(p[0] <= len(self.chain) for p in c["points"]), "metadata-value")
         self.available = sum(a + n <= present for a, n in zip(self.offset, self.stored, strict=True))
+        firsts = [v["first_block"] for v in self.m.get("volumes", [])]
+        need(not firsts or firsts[-1] < len(self.chain), "metadata-value")
+        self.starts = [self.offset[b] for b in firsts] if cut else []
+        need(not cut or own == self.starts[0], "superblock-invalid")
         last = self.offset[self.available - 1] + self.stored[self.available - 1] if self.available else self.first
         need(present == last and self.available >= self.required, "superblock-invalid")
 
-    def metadata(self, m: dict[str, Any], attached: int) -> None:  # §4
+    def metadata(self, m: dict[str, Any], attached: int, must: int) -> None:  # §4
         self.m = m
         top = {"writer": name, "tensors": LIST, "forms": LIST, "aliases": MAP, "attachments": LIST, "curves": LIST}
-        keys(m, {**top, "extra": MAP})
+        keys(m, {**top, "extra": MAP, **({"volumes": LIST} if must else {})})
+        self.volumes(m.get("volumes", [{"name": "x", "first_block": 0}]))
         dimension = between(1, (1 << 40) - 1)
         for t in m["tensors"]:
             types = {"name": name, "shape": LIST, "dtype": lambda v: TEXT(v) and v in BYTES}
@@ -607,6 +616,26 @@ class MiniReader:
         need(at == attached, "attachment-offset")
         need(len({a["name"] for a in items}) == len(items), "metadata-duplicate")
 
+    def volumes(self, items: list[Any]) -> None:  # §4.8
+        need(1 <= len(items) <= 1 << 16, "metadata-value")
+        for v in items:
+            keys(v, {"name": TEXT, "first_block": between(0, 1 << 22)})
+            fine = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]{0,254}", v["name"]) is not None
+            need(fine, "metadata-name")
+        firsts = [v["first_block"] for v in items]
+        need(firsts == sorted(set(firsts)), "metadata-value")
+        need(len({v["name"].lower() for v in items}) == len(items), "metadata-duplicate")
+
+    def join(self) -> None:  # §7.7
+        ends = [*self.starts[1:], self.offset[-1] + self.stored[-1]]
+        for v, start, end in zip(self.m["volumes"], self.starts, ends, strict=True):
+            need(v["name"] in self.others, "volume-missing")
+            data = self.others[v["name"]]
+            need(len(data) >= end - start, "volume-truncated")
+            need(len(data) <= end - start, "volume-trailing-bytes")
+            self.data += data
+        self.starts = []
+
     def index(self, data: bytes, end: int) -> None:  # §5
         need(len(data) >= 16, "index-length")
         n, self.required = struct.unpack_from("<QQ", data)
@@ -668,6 +697,8 @@ class MiniReader:
 
     def read(self, n: int) -> list[bytes]:  # §7.4
         out = []
+        if self.starts:
+            self.join()
         for b in range(n):
             end = self.offset[b] + self.stored[b]
             stored = self.data[self.offset[b] : end]

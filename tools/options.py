@@ -8,7 +8,7 @@ from bitstack.recipe import recipe_settings
 from bsformat import Network, format_size
 from bsformat.network import BACKENDS, MEMORY_BYTES
 
-from .values import exact, memory, not_negative, positive, root, setting, size, storage_option, whole
+from .values import byte_count, exact, memory, not_negative, positive, root, setting, size, storage_option, whole
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +105,17 @@ def add_room(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--context", metavar="N", type=whole(1), help=help_text)
 
 
+def add_volume_size(parser: argparse.ArgumentParser) -> None:
+    """How large one object of the output may be."""
+    parser.add_argument(
+        "--volume-size",
+        metavar="SIZE",
+        type=byte_count,
+        help="write a larger file as several objects of at most so much, as 4GiB: OUT.bstk, OUT.00002.bstk, … "
+        "(default: one object)",
+    )
+
+
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Options of ``bstk pack``."""
     add = parser.add_argument
@@ -116,6 +127,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     add("--work", metavar="DIR", help="where finished steps are kept until all is done (default: OUT.bstk.work)")
     add("--restart", action="store_true", help="discard what an earlier run left in the work folder")
     add("--keep-work", action="store_true", help="do not remove the work folder at the end")
+    add_volume_size(parser)
     add_json(parser)
     groups: dict[str, Any] = {}
     for item in recipe_settings():

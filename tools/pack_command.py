@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         work=args.work,
         restart=args.restart,
         keep_work=args.keep_work,
+        volume_size=args.volume_size,
     )
     seconds = time.monotonic() - started
     with bsformat.open(packed.path) as container:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         dense, total = container.dense_bytes, container.total_bytes
         raw = [t for t in container.model_tensors.values() if not t.packed]
         large = {t.name: t.dense_bytes for t in raw if t.dense_bytes >= _LARGE * dense}
+        volumes = [volume.name for volume in container.volumes]
         bits = summary.bits_per_parameter(container, total)
     if args.json:
         print_json(
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 "root": packed.root,
                 "recipe": recipe.name,
                 "size": packed.size,
+                "volumes": volumes,
                 "dense_bytes": dense,
                 "total_bytes": total,
                 "packed_tensors": len(tensors),
@@ -72,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     print(printable(packed.path))
     print(f"  root     {packed.root}")
     print(f"  size     {exact_size(packed.size)}, dense {exact_size(dense)}")
+    if volumes:
+        print(f"  volumes  {len(volumes)}, up to {volumes[-1]}")
     print(f"  packed   {len(tensors)} tensors, {bits:.2f} bits per parameter with all blocks")
     print(f"  raw      {len(raw)} tensors{', none of them large' if not large else ', these of them large:'}")
     for name, size in large.items():

@@ -34,6 +34,14 @@ def _identity(container: Container) -> str:
         field("root", container.root),
         field("format", f"{container.version}, written by {printable(container.metadata.writer)}"),
     ]
+    if container.volumes:
+        first, *_, last = container.volumes
+        largest = max(volume.length for volume in container.volumes)
+        lines.append(
+            field(
+                "volumes", f"{len(container.volumes)}: {first.name} to {last.name}, at most {format_size(largest)} each"
+            )
+        )
     if head.present_length < head.file_length:
         lines.append(
             field(

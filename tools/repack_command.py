@@ -9,6 +9,7 @@ from typing import Any
 import bsformat
 from bitstack.progress import Advance
 from bsformat import Repacked
+from bsformat.cutting import volume_name
 from bsformat.errors import RepackError
 
 from .console import exact_size, print_json, printable, reporter
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
             levels=args.levels,
             budget=args.budget,
             codec=args.codec,
+            volume_size=args.volume_size,
             root=args.root,
             progress=progress,
             **source_options(args),
@@ -62,6 +64,8 @@ def text(made: Repacked) -> str:
         f"holds   {exact_size(made.total_bytes)} when all of it is resident",
         f"read    {made.bytes_read:,} bytes in {made.requests} requests",
     ]
+    if made.n_volumes > 1:
+        lines.append(f"volumes {made.n_volumes}, up to {volume_name(made.path, made.n_volumes)}")
     if made.source_curve_points:
         lost = made.source_curve_points - made.curve_points
         lines.append(

@@ -5,7 +5,7 @@ import argparse
 from bsformat.arrange import ORDERS
 from bsformat.copying import CODECS
 
-from .options import add_source
+from .options import add_source, add_volume_size
 from .values import exact, whole
 
 
@@ -35,6 +35,7 @@ def add_repack(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="how blocks are stored; zstd: where it saves a sixteenth (default: %(default)s)",
     )
+    add_volume_size(parser)
     parser.epilog = (
         "What the blocks hold stays as it is. The new file has a root of its own and names the one it was made of.\n"
         "Of the quality curve those points stay whose prefix has the same blocks as before.\n"

@@ -5,7 +5,7 @@ import os
 
 import bsformat
 
-from .console import print_json, reporter
+from .console import print_json, printable, reporter
 from .options import source_options
 from .output import check_output
 
@@ -26,7 +26,15 @@ def run(args: argparse.Namespace) -> int:
             )
         uri = container.uri
     if args.json:
-        print_json({"file": uri, "signature": output, "root": signed.root, "sha256": signed.sha256, "key": signed.key})
+        said = {
+            "root": signed.root,
+            "sha256": signed.sha256 or None,
+            "key": signed.key,
+            "volumes": dict(signed.volumes),
+        }
+        print_json({"file": uri, "signature": output} | said)
     else:
-        print(f"{output}\nroot    {signed.root}\nsha256  {signed.sha256}\nkey     {signed.key}")
+        named = signed.volumes or [("", signed.sha256)]
+        lines = [f"sha256  {sha256}  {printable(name)}".rstrip() for name, sha256 in named]
+        print("\n".join([output, f"root    {signed.root}", *lines, f"key     {signed.key}"]))
     return 0

@@ -164,6 +164,7 @@ def describe(container: Container) -> dict[str, Any]:
         "available_blocks": container.available_blocks,
         "required_blocks": container.index.required,
         "groups": groups(container),
+        "volumes": [volume.to_json() for volume in container.volumes],
         "attachments": [
             {"name": a.name, "length": a.length, "stored": len(a.data) if a.data is not None else a.stored}
             for a in meta.attachments

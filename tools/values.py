@@ -52,6 +52,17 @@ def size(text: str) -> str:
     return text
 
 
+def byte_count(text: str) -> int:
+    """A number of bytes above 0, or a size as 4GiB."""
+    try:
+        count = parse_size(text)
+    except BstkError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size above 0")
+    return count
+
+
 def exact(text: str) -> str:
     """A size that does not depend on a device."""
     if text == "auto":

@@ -4,7 +4,8 @@
     python spec/vectors/generate.py --check    # exit code 1 and a line for each difference
 
 Nothing here depends on the version of a library, and nothing on a reader or writer of this repository: the bytes come
-from ``make/file.py``, the expected values from the descriptions and from ``make/rebuild.py``. Needs ``blake3``.
+from ``make/file.py``, the expected values from the descriptions, ``make/rebuild.py`` and ``make/ecdsa.py``. Needs
+``blake3``.
 """
 
 import argparse
@@ -24,16 +25,22 @@ from make import (  # noqa: E402
     invalid_metadata,
     invalid_names,
     invalid_versions,
+    invalid_volumes,
+    signatures,
     transport,
     valid_features,
     valid_shapes,
+    valid_volumes,
 )
 from make.bits import digest  # noqa: E402
 from make.vector import Invalid, Valid  # noqa: E402
 
+FOLDERS = ("valid", "invalid", "transport", "flips", "signatures")
 #: The version of the specification that a vector came with: a released set is closed.
-SINCE = "1.0"
-FLIPPED = ("valid/smallest.bstk", "valid/packed-3x9.bstk", "valid/attachments.bstk")
+SINCE = "1.1"
+FLIPPED = ("valid/smallest.bstk", "valid/packed-3x9.bstk", "valid/attachments.bstk", "valid/volumes-smallest.bstk")
+#: A volume after the first that is flipped too, and the first one.
+FLIPPED_VOLUME = ("valid/volumes-smallest.00002.bstk", "valid/volumes-smallest.bstk")
 
 
 def valid() -> Iterator[Valid]:
@@ -44,6 +51,8 @@ def valid() -> Iterator[Valid]:
         yield from make()
     for make in (valid_features.prefixes, valid_features.versions, valid_features.writers):
         yield from make()
+    yield from valid_volumes.volumes()
+    yield from valid_volumes.history()
 
 
 def invalid() -> Iterator[Invalid]:
@@ -59,6 +68,8 @@ def invalid() -> Iterator[Invalid]:
     yield from invalid_names.attachment_frames()
     yield from invalid_index.index()
     yield from invalid_blocks.blocks()
+    yield from invalid_volumes.volumes()
+    yield from invalid_volumes.objects()
 
 
 def text(value: Any, indent: int = 0) -> str:
@@ -79,24 +90,34 @@ def files() -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for folder, vectors in (("valid", valid()), ("invalid", invalid())):
         for vector in vectors:
-            data, facts = vector.make()
-            if f"{folder}/{vector.name}.json" in out:
-                raise ValueError(f"two vectors are called {vector.name}")
-            out[f"{folder}/{vector.name}.bstk"] = data
-            out[f"{folder}/{vector.name}.json"] = (text(facts | {"objects": [f"{vector.name}.bstk"]}) + "\n").encode()
-    for answers in transport.answers():
+            objects, facts = vector.make()
+            out[f"{folder}/{vector.name}.json"] = (text(facts | {"objects": list(objects)}) + "\n").encode()
+            for name, data in objects.items():
+                if f"{folder}/{name}" in out:
+                    raise ValueError(f"two objects are called {name}")
+                out[f"{folder}/{name}"] = data
+    for answers in (*transport.answers(), *transport.volume_answers()):
         out[f"transport/{answers['name']}.json"] = (text(answers) + "\n").encode()
+    for signature in signatures.signatures():
+        facts, made = signature.make(out)
+        if f"signatures/{signature.name}.json" in out:
+            raise ValueError(f"two signatures are called {signature.name}")
+        out[f"signatures/{signature.name}.json"] = (text(facts) + "\n").encode()
+        out |= {f"signatures/{name}": data for name, data in made.items()}
     for name in FLIPPED:
         facts = {"object": name, "bits": 8 * len(out[name]), "reasons": transport.flips(out[name])}
         out[f"flips/{Path(name).stem}.json"] = (text(facts) + "\n").encode()
+    name, opened = FLIPPED_VOLUME
+    # It holds a block of one byte, and nothing else.
+    facts = {"object": name, "opened": opened, "bits": 8 * len(out[name]), "reasons": [["block-digest", 8]]}
+    out[f"flips/{Path(name).stem}.json"] = (text(facts) + "\n").encode()
     return out
 
 
 def listing(made: dict[str, bytes]) -> bytes:
     """``vectors.json``: how many vectors there are, and the digest of every file of them."""
     counts = {
-        folder: sum(path.startswith(f"{folder}/") and path.endswith(".json") for path in made)
-        for folder in ("valid", "invalid", "transport", "flips")
+        folder: sum(path.startswith(f"{folder}/") and path.endswith(".json") for path in made) for folder in FOLDERS
     }
     sums = {path: digest(data).hex() for path, data in sorted(made.items())}
     lines = ",\n".join(f"  {json.dumps(path)}: {json.dumps(value)}" for path, value in sums.items())
@@ -119,9 +140,7 @@ def main() -> int:
         elif not check:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
-    there = {
-        p.relative_to(HERE).as_posix() for f in ("valid", "invalid", "transport", "flips") for p in (HERE / f).glob("*")
-    }
+    there = {p.relative_to(HERE).as_posix() for f in FOLDERS for p in (HERE / f).glob("*")}
     problems += [f"{path}: is not made by this program" for path in sorted(there - set(made))]
     sys.stdout.write("".join(line + "\n" for line in problems) or f"{len(made)} files\n")
     return 1 if problems else 0

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from tests.bsformat.encoder import Image, sample
 Problem = bsformat.BstkError
 
 
-def first_problem(data: bytes, **options: str) -> Problem | None:
+def first_problem(data: bytes, volumes: Mapping[str, bytes] | None = None, **options: str) -> Problem | None:
     """What is wrong with a file in memory: what opening it raises, or the first thing that verifying it finds."""
     try:
-        report = bsformat.verify(bsformat.MemorySource(data, "a.bstk"), **options)
+        report = bsformat.verify(bsformat.MemorySource(data, "a.bstk", volumes), **options)
     except bsformat.BstkError as error:
         return error
     return report.problems[0] if report.problems else None
@@ -43,7 +43,7 @@ def sealed(image: Image) -> bytes:
 
 _CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 #: Texts in the sources that look like the code of a reason and are none.
-_NO_REASONS = {"base-model", "proxy-authorization", "retry-after", "utf-8"}
+_NO_REASONS = {"base-model", "content-range", "proxy-authorization", "retry-after", "utf-8"}
 
 
 def _is_reason(node: ast.AST) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 import bsformat
 from bsformat import BlockCache, cache_place, catalogue
 from bsformat.errors import BudgetError, IntegrityError
+from bsformat.flow import Flow
 from bsformat.superblock import SIZE
 from tests.bsformat.many import end_of, head_bytes, read_blocks, write_many
 from tests.servers import Nginx, Scripted
@@ -499,3 +500,13 @@ def test_rows_say_what_was_written(tmp_path: Path) -> None:
     known.refresh()
     assert [known.find(d) for d in digests[:3]] == [(8, 3, 4), None, (7, 20, 10)]
     assert len(catalogue.read_all(path)) == 4
+
+
+def test_padding_of_blocks_from_the_cache_is_zero_in_memory_that_was_used_before(
+    served: Scripted, cache: BlockCache
+) -> None:
+    """`Flow` reads into buffers again and again, and the cache keeps no padding."""
+    for _ in range(2):
+        with bsformat.open(served.url(), cache=cache) as container:
+            flow = Flow(container, [(0, len(container))], memory=1 << 20, request_bytes=1 << 14)
+            assert sum(len(part.blocks) for part in flow) == len(container)

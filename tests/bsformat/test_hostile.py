@@ -173,9 +173,9 @@ def names_the_version(image: Image) -> None:
     image.superblock |= {"major": 2, "minor": 7}
 
 
-@refused("feature-unsupported", says="volumes")
-def feature_volumes(image: Image) -> None:
-    image.superblock["must"] = 1
+@refused("feature-unsupported", says="base-model")
+def feature_base_model(image: Image) -> None:
+    image.superblock["must"] = 2
 
 
 @refused("feature-unsupported", says="base-model, bit 63")

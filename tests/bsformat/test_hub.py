@@ -14,6 +14,7 @@ from bsformat.hub_file import HubFile
 from bsformat.source import ByteSource, FileSource, open_source
 from tests.bsformat.conftest import write_small
 from tests.bsformat.test_faults import Clock, network
+from tests.bsformat.volumes import write_volumes
 from tests.hub import TOKEN, Hub, downloaded
 
 DATA = random.Random(3).randbytes(50_000)
@@ -375,6 +376,30 @@ def test_the_only_file_of_a_directory(tmp_path: Path) -> None:
     write_small(tmp_path / "b.bstk")
     with pytest.raises(NotFoundError, match=r"a directory with 2 \.bstk files: name one of a\.bstk, b\.bstk"):
         bsformat.open(tmp_path)
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [0, 1 << 20], ids=["in the store", "at the hub"])
+def test_volumes_of_one_commit(hub: Hub, tmp_path: Path, large: int) -> None:
+    """They count as one file, each is found when it is wanted, and a branch that moves on changes none of them."""
+    first = write_volumes(tmp_path / "m")
+    files = {path.name: path.read_bytes() for path in first.parent.iterdir()}
+    assert len(files) > 2
+    hub.large = large
+    repository = hub.repository()
+    commit = repository.commit(files)
+    with bsformat.open("hf://someone/tiny", cache=False) as container, bsformat.open(first) as local:
+        assert container.uri == f"hf://someone/tiny@{commit}/model.bstk"
+        before = len(hub.asked("hub"))
+        repository.commit(dict.fromkeys(files, b"of another commit"))
+        assert [container.read_block(i) for i in range(len(container))] == [
+            local.read_block(i) for i in range(len(local))
+        ]
+        if not large:  # one question for each volume but the first
+            assert len(hub.asked("hub")) == before + len(files) - 1
+    assert not any("another" in request.path for request in hub.requests)
 
 
 # --- offline, and what was downloaded ---------------------------------------------------------------------------------

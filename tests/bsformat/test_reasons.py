@@ -25,6 +25,10 @@ ELSEWHERE = {
     "signature-key": "test_signing.py::test_another_key",
     "source": "test_source.py::test_a_bad_answer_later",
     "source-changed": "test_source.py::test_an_object_that_changes_between_two_reads",
+    "volume-missing": "test_volumes.py::test_a_volume_that_is_missing",
+    "volume-size": "test_volumes.py::test_a_size_that_nothing_fits_into",
+    "volume-trailing-bytes": "test_volumes.py::test_a_volume_of_another_length",
+    "volume-truncated": "test_volumes.py::test_a_volume_of_another_length",
     "write": "test_writer.py::test_a_folder_that_is_not_there",
 }
 #: Names of base classes: bsformat itself raises none of them without a code of its own.

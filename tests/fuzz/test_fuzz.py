@@ -37,7 +37,9 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node is no
 
 @pytest.fixture(scope="module")
 def valid() -> list[bytes]:
-    return read_seeds(VECTORS / "valid")
+    seeds = read_seeds(VECTORS / "valid")
+    # Of a file in volumes the first one alone is not sound.
+    return [data for data in seeds if not data[16] & 1 or data[80:88] == data[88:96]]
 
 
 def reason_codes() -> set[str]:

@@ -104,6 +104,31 @@ def test_the_budget_of_the_slider_is_that_of_the_reader(nginx: Nginx, tmp_path: 
     in_browser(tmp_path, act)
 
 
+def test_a_file_in_volumes(nginx: Nginx, tmp_path: Path) -> None:
+    serve(nginx)
+    names = facts("volumes-of-one-block-each")["objects"]
+    for name in names:
+        nginx.put(f"files/{name}", (VALID / name).read_bytes())
+
+    async def act(page: Page) -> None:
+        await page.open(nginx.url(f"index.html?url=files/{names[0]}"))
+        await page.until(OPENED)
+        assert f"10, up to {names[-1]}" in await page.text("#head")
+        assert {r.uri for r in nginx.log() if r.uri.startswith("/files/")} == {f"/files/{names[0]}"}
+        await page.click("#verify")
+        await page.until("document.querySelector('#verify-text').innerText.startsWith('Sound: 10 blocks')")
+        nginx.put(f"files/{names[4]}", (VALID / names[4]).read_bytes() + b"\0")
+        await page.open(nginx.url(f"index.html?url=files/{names[0]}"))
+        await page.until(OPENED)
+        await page.click("#verify")
+        await page.until("document.querySelector('#verify-text').innerText.startsWith('Damaged: 1 part of')")
+        assert "volume-trailing-bytes" in await page.text("#problems")
+
+    in_browser(tmp_path, act)
+    asked = {r.uri for r in nginx.log() if r.uri.startswith("/files/")}
+    assert asked == {f"/files/{name}" for name in names}
+
+
 def test_damage_and_refusals_are_said(nginx: Nginx, tmp_path: Path) -> None:
     serve(nginx)
     data = bytearray((VALID / "every-kind.bstk").read_bytes())

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def vectors(folder: str) -> list[Any]:
     return [pytest.param(json.loads(path.read_text(encoding="utf-8")), id=path.stem) for path in paths]
 
 
-VALID, INVALID, TRANSPORT, FLIPS = map(vectors, ("valid", "invalid", "transport", "flips"))
+VALID, INVALID, TRANSPORT, FLIPS, SIGNATURES = map(vectors, ("valid", "invalid", "transport", "flips", "signatures"))
+
+
+def objects(folder: str, vector: dict[str, Any]) -> tuple[bytes, dict[str, bytes]]:
+    """The object to open, and the volumes that go with it."""
+    first, *others = [(name, (VECTORS / folder / name).read_bytes()) for name in vector["objects"]]
+    return first[1], dict(others)
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -50,10 +57,12 @@ def test_no_vector_is_missing_or_changed() -> None:
     }
     assert there == listed["blake3"]
     counts = {"valid": len(VALID), "invalid": len(INVALID), "transport": len(TRANSPORT), "flips": len(FLIPS)}
+    counts["signatures"] = len(SIGNATURES)
     assert counts == listed["counts"]
-    assert counts["valid"] >= 95
-    assert counts["invalid"] >= 540
-    assert counts["transport"] >= 22
+    assert counts["valid"] >= 110
+    assert counts["invalid"] >= 630
+    assert counts["transport"] >= 36
+    assert counts["signatures"] >= 85
     for version, sum_ in CLOSED.items():
         assert listed["since"] != version or digest((VECTORS / "vectors.json").read_bytes()) == sum_
 
@@ -110,7 +119,7 @@ def test_each_sentence_of_the_compatibility_policy_has_its_vectors(repo_root: Pa
     sentences = [line for line in policy.splitlines() if line.startswith("| ")][1:]
     named = [re.findall(r"`([^`]+)`", line.split("|")[2]) for line in sentences]
     there = {v.values[0]["name"] for v in VALID + INVALID}
-    assert len(sentences) == 13
+    assert len(sentences) == 14
     assert all(named)
     assert {name for names in named for name in names} - there == set()
 
@@ -129,9 +138,9 @@ def test_what_is_never_registered_is_not(repo_root: Path) -> None:
 
 @pytest.mark.parametrize("vector", VALID)
 def test_a_valid_vector_is_read(vector: dict[str, Any]) -> None:
-    data = (VECTORS / "valid" / vector["objects"][0]).read_bytes()
-    assert first_problem(data, root=vector["root"]) is None
-    with bsformat.open(bsformat.MemorySource(data), root=vector["root"]) as file:
+    data, volumes = objects("valid", vector)
+    assert first_problem(data, volumes, root=vector["root"]) is None
+    with bsformat.open(bsformat.MemorySource(data, "memory", volumes), root=vector["root"]) as file:
         report = _report(file, vector)
     assert {key: vector[key] for key in report} == report
     assert set(vector) - set(report) == {"name", "section", "shows", "objects"}
@@ -172,7 +181,23 @@ def _report(file: bsformat.Container, vector: dict[str, Any]) -> dict[str, Any]:
         "blocks": [_block(file, number) for number in range(len(file))],
         "plans": [_plan(file, plan["budget"]) for plan in vector["plans"]],
         "rebuilt": [_rebuilt(file, item["blocks"]) for item in vector["rebuilt"]],
-    }
+    } | (_volumes(file) if s.has_volumes else {})
+
+
+def _volumes(file: bsformat.Container) -> dict[str, Any]:
+    rows = file.metadata.volumes
+    names, firsts = [None, *(v.name for v in rows)], [0, *(v.first_block for v in rows)]
+    starts = [0, *(int(file.index.offset[first]) for first in firsts[1:])]
+    volumes = [
+        {"name": name, "first_block": a, "blocks": z - a, "offset": start, "length": stop - start}
+        for name, a, z, start, stop in zip(
+            names, firsts, [*firsts[1:], len(file)], starts, [*starts[1:], file.size], strict=True
+        )
+    ]
+    if file.volumes:
+        found = [(v.first_block, v.n_blocks, v.offset, v.length) for v in file.volumes]
+        assert found == [tuple(v.values())[1:] for v in volumes]
+    return {"object_length": file.superblock.object_length, "volumes": volumes}
 
 
 def _tensor(file: bsformat.Container, tensor: bsformat.Tensor) -> dict[str, Any]:
@@ -270,8 +295,8 @@ def test_an_invalid_vector_is_refused_for_its_reason(vector: dict[str, Any], tmp
     known = {name for bit, name in registry.MUST_FEATURES.items() if registry.KNOWN_MUST >> bit & 1}
     if vector.get("unless") in known:
         pytest.skip(f"bsformat implements {vector['unless']}")
-    data = (VECTORS / "invalid" / vector["objects"][0]).read_bytes()
-    source = bsformat.MemorySource(data)
+    data, volumes = objects("invalid", vector)
+    source = bsformat.MemorySource(data, "memory", volumes)
     ask = vector.get("ask", {})
     opened = _reason(lambda: bsformat.open(source, root=ask.get("root")))
     assert (opened is None) == vector["opens"]
@@ -280,7 +305,7 @@ def test_an_invalid_vector_is_refused_for_its_reason(vector: dict[str, Any], tmp
     elif "level" in ask:
         reason = _reason(lambda: _ask_for_level(bsformat.open(source), *ask["level"], tmp_path))
     else:
-        problem = first_problem(data, **({"root": ask["root"]} if "root" in ask else {}))
+        problem = first_problem(data, volumes, **({"root": ask["root"]} if "root" in ask else {}))
         reason = problem.reason if problem else None
     assert reason == vector["reason"]
 
@@ -303,15 +328,46 @@ def _reason(ask: Any) -> str | None:
 
 @pytest.mark.parametrize("vector", FLIPS)
 def test_every_turned_bit_is_found_and_named(vector: dict[str, Any]) -> None:
-    data = bytearray((VECTORS / vector["object"]).read_bytes())
+    place = VECTORS / vector["object"]
+    data = bytearray(place.read_bytes())
+    opened = (VECTORS / vector["opened"]).read_bytes() if "opened" in vector else None
+    volumes = {path.name: path.read_bytes() for path in place.parent.glob(f"{place.stem}.0*.bstk")}
     found = []
     for at in range(8 * len(data)):
         data[at // 8] ^= 1 << at % 8
-        problem = first_problem(bytes(data))
+        changed = bytes(data)
+        problem = first_problem(opened, {place.name: changed}) if opened else first_problem(changed, volumes)
         data[at // 8] ^= 1 << at % 8
         found.append(problem.reason if problem else None)
     assert len(found) == vector["bits"]
     assert [[reason, len(list(run))] for reason, run in groupby(found)] == vector["reasons"]
+
+
+# ------------------------------------------------------------------------------------------------ signatures
+
+
+@pytest.mark.parametrize("vector", SIGNATURES)
+def test_a_signature_says_what_it_says_or_is_refused(vector: dict[str, Any]) -> None:
+    place = VECTORS / "signatures"
+    read = partial(bsformat.read_signature, place / vector["signature"], place / vector["key"])
+    assert _reason(read) == vector["reason"]
+    if vector["reason"]:
+        return
+    signed = read()
+    says = {"name": signed.name, "root": signed.root, "sha256": signed.sha256 or None, "volumes": dict(signed.volumes)}
+    assert says | {"key": signed.key} == vector["says"]
+    assert _reason(lambda: bsformat.open(VECTORS / vector["file"], root=signed.root).close()) == vector["demands"]
+
+
+def test_every_reason_to_refuse_a_signature_has_vectors(repo_root: Path) -> None:
+    text = (repo_root / "spec" / "bstk-v1.md").read_text(encoding="utf-8")
+    table = text[text.index("### 9.10 ") : text.index("## 10 ")]
+    count = Counter(v.values[0]["reason"] for v in SIGNATURES)
+    assert set(count) - {None} == set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.M)) - {"sign-missing"}
+    assert all(n >= 8 for n in count.values())
+    named = {v.values[0]["section"] for v in SIGNATURES}
+    signing = (repo_root / "spec" / "signing.md").read_text(encoding="utf-8")
+    assert {section for section in named if f"\n## {section} " not in signing} == set()
 
 
 # ------------------------------------------------------------------------------------------------ servers
@@ -320,13 +376,14 @@ def test_every_turned_bit_is_found_and_named(vector: dict[str, Any]) -> None:
 class _Player:
     """Plays the answers of a vector back, the last one for as long as requests come."""
 
-    def __init__(self, server: Scripted, answers: list[dict[str, Any]]) -> None:
-        self._server, self._answers, self.seen = server, answers, 0
+    def __init__(self, answers: list[dict[str, Any]]) -> None:
+        self._answers, self.seen = answers, 0
 
     def __call__(self, request: Request) -> Reply:
         answer = self._answers[min(self.seen, len(self._answers) - 1)]
         self.seen += 1
-        data = self._server.data
+        name = request.path.rpartition("/")[2]
+        data = (VECTORS / "valid" / name).read_bytes()
         begin = request.start + answer.get("shift", 0)
         body = data[begin : request.stop + answer.get("shift", 0)]
         last = begin + len(body) - 1
@@ -346,12 +403,13 @@ class _Player:
 
 @pytest.mark.parametrize("vector", TRANSPORT)
 def test_what_servers_do(vector: dict[str, Any], scripted: Scripted) -> None:
+    name = vector["object"].rpartition("/")[2]
     scripted.data = (VECTORS / vector["object"]).read_bytes()
-    scripted.reply = player = _Player(scripted, vector["answers"])
+    scripted.reply = player = _Player(vector["answers"])
     network = Network(attempts=2, pause=0.001, longest_pause=0.001)
 
     def ask() -> None:
-        with bsformat.open(scripted.url(), network=network, cache=False) as file:
+        with bsformat.open(scripted.url(name), network=network, cache=False) as file:
             for number in range(file.available_blocks if vector["read"] else 0):
                 file.read_block(number)
 

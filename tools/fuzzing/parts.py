@@ -92,7 +92,7 @@ class Parts:
         index: the decoded section, used where it could not be read as rows.
         attachments: the bytes of the region.
         count: the number of blocks that the index declares, None for the right one.
-        present: how many leading blocks the object holds, None for all.
+        present: how many leading blocks there are, None for all. apart: whether the object is a first volume.
         gap, tail: bytes of the padding, and after the end.
     """
 
@@ -107,6 +107,7 @@ class Parts:
     frames: dict[str, bytes] = field(default_factory=dict)
     count: int | None = None
     present: int | None = None
+    apart: bool = False
     gap: bytes = b"\0"
     tail: bytes = b""
 
@@ -137,6 +138,8 @@ class Parts:
             "reserved": 0,
         }
         length = values["present_length"]
+        if self.head["must"] & 1:
+            length = values["reserved"] = self._first_volume(first, offsets, length) if self.apart else length
         values |= self.forced
         values["root"] = bytes(32)
         values["root"] = blake3.blake3(_HEAD.pack(*values.values())[:_COVERED] + sections).digest()
@@ -146,6 +149,13 @@ class Parts:
             out += self.gap * (first + offset - len(out)) + row.data
         out += self.gap * (first - len(out))
         return bytes(out[:length]) + self.tail
+
+    def _first_volume(self, first: int, offsets: list[int], length: int) -> int:
+        """Where the first volume ends, as far as the table says so."""
+        volumes = self.tree.get("volumes") if self.tree is not None else None
+        volume = volumes[0] if isinstance(volumes, list) and volumes else None
+        block = volume.get("first_block") if isinstance(volume, Map) else None
+        return first + offsets[block] if type(block) is int and 0 <= block < len(offsets) else length
 
     def _index(self, offsets: list[int]) -> bytes:
         for row, offset in zip(self.rows, offsets, strict=True):
@@ -184,9 +194,12 @@ def split(data: bytes) -> Parts | None:
     if metadata is None or index is None:
         return None
     rows, required = _rows(index, data, _align(tail))
+    tree = unpacked(metadata)
+    if head["must"] & 1 and head["reserved"] < head["present_length"]:
+        return Parts(head, metadata, index, rows, required, data[end:tail], tree, apart=True)
     there = sum(_align(tail) + row.cells["offset"] + len(row.data) <= len(data) for row in rows)
     present = there if there < len(rows) else None
-    return Parts(head, metadata, index, rows, required, data[end:tail], unpacked(metadata), present=present)
+    return Parts(head, metadata, index, rows, required, data[end:tail], tree, present=present)
 
 
 def _rows(index: bytes, data: bytes, first: int) -> tuple[list[Row], int]:

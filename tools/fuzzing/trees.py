@@ -50,7 +50,7 @@ _KEYS: Final = (
         "factors",
     ),
     *("length", "data", "digest", "offset", "stored", "metric", "text", "tokens", "window", "dense", "points"),
-    *("writer", "tensors", "forms", "aliases", "attachments", "curves", "extra", "auto_map", "volumes"),
+    *("writer", "tensors", "forms", "aliases", "attachments", "curves", "extra", "auto_map", "volumes", "first_block"),
 )
 #: Encodings that no packer makes: reserved, extensions, lengths that are not there, numbers and text in other widths.
 _ENCODINGS: Final = tuple(

@@ -9,6 +9,7 @@ environment, in ``BSTK_FUZZ`` as JSON: see `Task`.
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ main(atheris)
 """
 #: Address space that one process may take beyond what it has when it begins, in bytes.
 MAX_MEMORY: Final = 2 << 30
+#: What volumes after the first are called.
+_VOLUME: Final = re.compile(r"\.\d{5}\.bstk$")
 
 
 def read_seeds(folder: Path) -> list[bytes]:
-    """The files below a folder, smallest first; none that is too large to be mutated."""
-    found = (path.read_bytes() for path in sorted(folder.rglob("*.bstk")))
+    """The files below a folder, smallest first; none that is too large to be mutated, and no volume after the first."""
+    found = (path.read_bytes() for path in sorted(folder.rglob("*.bstk")) if not _VOLUME.search(path.name))
     return sorted({data for data in found if len(data) <= MAX_BYTES}, key=lambda data: (len(data), data))
 
 

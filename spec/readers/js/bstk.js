@@ -1,5 +1,5 @@
 /**
- * Reads `.bstk` files, by specification 1.0. Runs in browsers and in Node 18 and newer.
+ * Reads `.bstk` files, by specification 1.1. Runs in browsers and in Node 18 and newer.
  *
  *     const file = await open("https://example.org/model.bstk");
  *     const { blocks } = file.plan(80 * 2 ** 20);
@@ -11,6 +11,7 @@ import { BlobSource, HttpSource, MemorySource } from "./src/source.js";
 
 export { Container, FIRST_READ } from "./src/container.js";
 export { BstkError } from "./src/errors.js";
+export { readSignature } from "./src/signature.js";
 export { BlobSource, HttpSource, MemorySource } from "./src/source.js";
 
 /**

@@ -17,6 +17,12 @@ export function vectors(folder) {
   return names.sort().map((name) => json(`${folder}/${name}`));
 }
 
+/** The objects of a vector: the one to open, which knows the other volumes. @param {string} folder @param {any} vector */
+export function objects(folder, vector) {
+  const all = vector.objects.map((/** @type {string} */ name) => [name, bytes(`${folder}/${name}`)]);
+  return new MemorySource(all[0][1], all[0][0], new Map(all.slice(1)));
+}
+
 /** The reason for which something is refused, or null. @param {() => Promise<unknown>} ask */
 export async function refusal(ask) {
   try {
@@ -30,9 +36,14 @@ export async function refusal(ask) {
 
 /** What is wrong with an object first. @param {Uint8Array} data @param {{root?: string}} [options] */
 export async function firstProblem(data, options) {
+  return problemOf(new MemorySource(data), options);
+}
+
+/** What is wrong with a file first. @param {import("./src/source.js").Source} source @param {{root?: string}} [options] */
+export async function problemOf(source, options) {
   return refusal(async () => {
-    const file = await open(new MemorySource(data), options);
-    const [problem] = await file.verify();
+    const file = await open(source, options);
+    const [problem] = await file.verify().finally(() => file.close());
     if (problem) throw problem;
   });
 }
@@ -60,7 +71,13 @@ export async function report(file, asked) {
     blocks: Array.from({ length: file.index.count }, (_, b) => block(file.block(b))),
     plans: asked.plans.map((/** @type {any} */ plan) => planned(file, plan.budget)),
     rebuilt: await Promise.all(asked.rebuilt.map((/** @type {any} */ { blocks }) => rebuilt(file, blocks))),
+    ...(s.hasVolumes ? { object_length: Number(s.objectLength), volumes: file.volumes.map(volume) } : {}),
   };
+}
+
+/** @param {import("./src/volumes.js").Extent} v */
+function volume({ name, firstBlock, blocks, offset, length }) {
+  return { name: name || null, first_block: firstBlock, blocks, offset: Number(offset), length: Number(length) };
 }
 
 /** @param {import("./src/metadata.js").Tensor} t */

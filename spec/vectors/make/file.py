@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .bits import Spliced, align, digest, frame, pack
@@ -93,7 +94,10 @@ class File:
         rows: the block count that the index declares.
         fill: the byte between two parts. gaps: more such bytes before the block of that number, or after the last.
         change: called with the finished bytes.
-        object: how many bytes the object has, where it is not all of them.
+        present: how many blocks there are, where it is not all of them.
+        volumes: the volumes after the first, as maps; a name that is None is ``stem`` and a number.
+        joined: whether all of them lie in one object nevertheless.
+        change_others: called with the finished volumes after the first, by name.
     """
 
     tensors: list[dict[str, Any]] = field(default_factory=list)
@@ -117,6 +121,10 @@ class File:
     gaps: dict[int, int] = field(default_factory=dict)
     change: Callable[[bytes], bytes] = lambda data: data
     present: int | None = None
+    volumes: list[Any] | None = None
+    stem: str = ""
+    joined: bool = False
+    change_others: Callable[[dict[str, bytes]], object] = lambda others: None
 
     def copy(self) -> "File":
         """A copy to change."""
@@ -152,8 +160,23 @@ class File:
             "curves": deepcopy(self.curves),
             "extra": self.extra,
         }
+        if self.volumes is not None:
+            meta["volumes"] = self.volume_maps()
         self.change_meta(meta)
         return meta
+
+    def volume_maps(self) -> list[Any]:
+        """The volumes after the first, with their names."""
+        maps = deepcopy(self.volumes or [])
+        for number, item in enumerate(maps, 2):
+            if isinstance(item, dict) and item.get("name", "") is None:
+                item["name"] = f"{self.stem}.{number:05d}.bstk"
+        return maps
+
+    @property
+    def apart(self) -> bool:
+        """Whether the blocks lie in several objects."""
+        return self.volumes is not None and not self.joined and self.present is None
 
     def offsets(self) -> list[int]:
         """Where each block lies, counted from the first."""
@@ -176,7 +199,11 @@ class File:
         return out + b"".join(struct.pack("<" + code, row[name]) for name, code in COLUMNS.items() for row in rows)
 
     def seal(self) -> bytes:
-        """The bytes of the object."""
+        """The bytes of the object, or of the first volume."""
+        return self.objects()[0]
+
+    def objects(self) -> tuple[bytes, dict[str, bytes]]:
+        """The bytes of the object, or of the first volume; and the other volumes by name."""
         metadata = pack(self.meta()) if self.metadata is None else self.metadata
         index = self.index_bytes() if self.index is None else self.index
         sections = self.metadata_frame(metadata) + self.index_frame(index)
@@ -187,9 +214,9 @@ class File:
         values = {
             "magic": MAGIC,
             "major": 1,
-            "minor": 0,
+            "minor": 0 if self.volumes is None else 1,
             "superblock_size": 128,
-            "must": 0,
+            "must": 0 if self.volumes is None else 1,
             "may": 0,
             "metadata_stored": len(self.metadata_frame(metadata)),
             "metadata_length": len(metadata),
@@ -201,9 +228,16 @@ class File:
         covered = b"".join(struct.pack("<" + code, values[name]) for name, code in SUPERBLOCK.items())
         root = values.get("root", digest(covered + sections))
         present = total if self.present is None else first + ends[self.present - 1]
-        tail = struct.pack("<QQ32s", values.get("present_length", present), values.get("reserved", 0), root)
+        # Where each volume begins, and where the last one ends; the first may be all that there is.
+        cuts = [first + self.offsets()[item["first_block"]] for item in self.volume_maps()] if self.apart else []
+        cuts = [0, *cuts, present]
+        own = 0 if self.volumes is None else cuts[1]
+        tail = struct.pack("<QQ32s", values.get("present_length", present), values.get("reserved", own), root)
         out = bytearray(covered + tail + sections + attachments)
         for offset, block in zip(self.offsets(), self.blocks, strict=True):
             out += self.fill * (first + offset - len(out)) + self.stored(block)
         out += self.fill * (total - len(out))
-        return self.change(bytes(out[:present]))
+        pieces = [bytes(out[start:stop]) for start, stop in pairwise(cuts)]
+        others = dict(zip((item["name"] for item in self.volume_maps()), pieces[1:], strict=False))
+        self.change_others(others)
+        return self.change(pieces[0]), others

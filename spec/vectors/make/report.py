@@ -27,12 +27,12 @@ def report(file: File, data: bytes, budgets: list[int], prefixes: list[int]) -> 
     asked = dict.fromkeys([smallest - 1, smallest, *budgets, total, total + 1])
     return {
         "root": data[96:128].hex(),
-        "version": f"{file.head.get('major', 1)}.{file.head.get('minor', 0)}",
+        "version": f"{file.head.get('major', 1)}.{file.head.get('minor', 0 if file.volumes is None else 1)}",
         "writer": file.writer,
         "head_length": head,
         "blocks_offset": first,
         "file_length": first + ends[-1],
-        "present_length": len(data),
+        "present_length": first + (ends[available - 1] if available else 0),
         "required_blocks": required,
         "available_blocks": available,
         "minimum_budget": smallest,
@@ -48,7 +48,21 @@ def report(file: File, data: bytes, budgets: list[int], prefixes: list[int]) -> 
             {"blocks": n, "tensors": {t["name"]: _rebuilt(file, i, n) for i, t in enumerate(file.tensors)}}
             for n in sorted({required, available, *prefixes})
         ],
-    }
+    } | (_volumes(file, data, first, ends[-1]) if file.volumes is not None else {})
+
+
+def _volumes(file: File, data: bytes, first: int, end: int) -> dict[str, Any]:
+    """What the table says of each volume, the first one included, wherever the blocks lie."""
+    maps, starts = file.volume_maps(), [first + offset for offset in file.offsets()]
+    blocks = [0, *(item["first_block"] for item in maps), len(file.blocks)]
+    cuts = [0, *(starts[item["first_block"]] for item in maps), first + end]
+    names = [None, *(item["name"] for item in maps)]
+    rows = zip(names, blocks, blocks[1:], cuts, cuts[1:], strict=False)
+    volumes = [
+        {"name": name, "first_block": a, "blocks": z - a, "offset": start, "length": stop - start}
+        for name, a, z, start, stop in rows
+    ]
+    return {"object_length": len(data), "volumes": volumes}
 
 
 def plain(value: Any) -> Any:

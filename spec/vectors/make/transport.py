@@ -71,6 +71,40 @@ def answers() -> Iterator[dict[str, Any]]:
     yield vector("empty-object", "truncated", "an object of no bytes has no range", empty)
 
 
+def volume_answers() -> Iterator[dict[str, Any]]:
+    """The same for a file in two volumes: the first answer brings all of the first one, the others the second."""
+
+    def vector(name: str, reason: str | None, shows: str, *given: dict[str, Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = {"name": f"volume-{name}", "section": "9.7", "shows": shows, "object": VOLUMES}
+        return facts | {"reason": reason, "answers": list(given), "read": True}
+
+    tags: list[dict[str, Any]] = [{"headers": {"ETag": f'"{number}"'}} for number in range(3)]
+    yield vector("sound", None, "a server that does what it is asked for", {})
+    yield vector("entity-tags", None, "each volume has an entity tag of its own", *tags[:2])
+    for status in (404, 410):
+        gone = {"status": status, "body": "none"}
+        yield vector(f"status-{status}", "volume-missing", "no such object beside the first volume", {}, gone)
+    later = {"status": 404, "body": "none"}
+    yield vector("gone-later", "volume-missing", "a volume that is not there any more", {}, {}, later)
+    denied = {"status": 403, "body": "none"}
+    yield vector("denied", "access-denied", "the first volume may be read, the second not", {}, denied)
+    empty = {"status": 416, "body": "none", "range": "bytes */0"}
+    yield vector("empty", "volume-truncated", "a volume of no bytes has no range", {}, empty)
+    less, more = {"range": "bytes {begin}-{last}/200"}, {"range": "bytes {begin}-{last}/99999"}
+    yield vector("short", "volume-truncated", "a volume that is shorter than the index says", {}, less)
+    yield vector("long", "volume-trailing-bytes", "a volume that is longer than the index says", {}, more)
+    yield vector("size-changed", "source-changed", "another size than at the first answer", {}, {}, more)
+    yield vector("entity-tag-changed", "source-changed", "another entity tag than at the first answer", *tags)
+    failed = {"status": 412, "body": "none"}
+    yield vector("precondition-failed", "source-changed", "status 412", {}, tags[1], failed)
+    whole = {"status": 200, "body": "whole"}
+    yield vector("ranges-ignored", "range-unsupported", "status 200 and the whole volume", {}, whole)
+    short = {"shift": 64}
+    yield vector("of-another-place", "short-read", "bytes of another place of the volume", {}, short)
+
+
+#: The first of two volumes; all of it comes with the first read.
+VOLUMES = "valid/volumes-2.bstk"
 #: The object of the transport vectors: a head beyond the first read, so that blocks take further requests.
 OBJECT = "valid/head-beyond-the-first-read.bstk"
 
@@ -90,11 +124,12 @@ def _flip(data: bytes, at: int, bit: int) -> str:
         return "bad-transfer" if 0 <= changed.find(MAGIC[1:5], 0, 11) <= 7 - 1 else "not-bstk"
     if at < 12:
         return "version-unsupported"
-    if 14 <= at < 16 or 88 <= at < 96:
+    if 14 <= at < 16:
         return "superblock-invalid"
     if 16 <= at < 24:
-        return "feature-unsupported"
-    if 32 <= at < 88:
+        # With the bit of volumes a file of one object has an object length of 0, without it one with volumes has one.
+        return "superblock-invalid" if (at, bit) == (16, 0) else "feature-unsupported"
+    if 32 <= at < 96:
         return _length_flip(data, at, bit)
     if at < 128 + metadata + index:
         return "head-digest"
@@ -115,12 +150,12 @@ def _flip(data: bytes, at: int, bit: int) -> str:
 
 
 def _length_flip(data: bytes, at: int, bit: int) -> str:
-    """Steps 4, 5 and 7 of §7.1 for one wrong length."""
-    field, size = (at - 32) // 8, len(data)
-    values = [int.from_bytes(data[o : o + 8], "little") for o in range(32, 88, 8)]
+    """Steps 4, 5, 7 and 11 of §7.1 for one wrong length."""
+    field, size, volumes = (at - 32) // 8, len(data), data[16] & 1
+    values = [int.from_bytes(data[o : o + 8], "little") for o in range(32, 96, 8)]
     values[field] ^= 1 << 8 * ((at - 32) % 8) + bit
-    stored, decoded, index, index_decoded, attachments, file, present = values
-    head = 128 + stored + index
+    stored, decoded, index, index_decoded, attachments, file, present, said = values
+    head, own = 128 + stored + index, said if volumes else present
     sound = (
         stored <= 1 << 25
         and decoded <= min(1 << 25, 256 * stored + 65536)
@@ -128,12 +163,15 @@ def _length_flip(data: bytes, at: int, bit: int) -> str:
         and index_decoded <= min(1 << 30, 256 * index + 65536)
         and head + attachments <= file <= 1 << 62
         and head <= present <= file
+        and (volumes or said == 0)
+        and (own == present or (present == file and head + attachments <= own < present))
     )
     if not sound:
         return "superblock-invalid"
-    if present != size:
-        return "truncated" if size < present else "trailing-bytes"
-    return "head-digest"
+    if own != size:
+        return "truncated" if size < own else "trailing-bytes"
+    # The root does not cover the last two; what they may be wrongly is no end of a block, or not that of the volume.
+    return "head-digest" if field < 6 else "superblock-invalid"
 
 
 def _lengths(data: bytes) -> list[int]:

@@ -26,11 +26,13 @@ class Valid:
     budgets: list[int] = field(default_factory=list)
     prefixes: list[int] = field(default_factory=list)
 
-    def make(self) -> tuple[bytes, dict[str, Any]]:
-        """The object and its JSON."""
-        data = self.file.seal()
+    def make(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The objects by name, the one to open first, and the JSON."""
+        self.file.stem = self.file.stem or self.name
+        data, others = self.file.objects()
         facts = report(self.file, data, self.budgets, self.prefixes)
-        return data, {"name": self.name, "section": self.section, "shows": self.shows} | facts
+        objects = {f"{self.name}.bstk": data} | others
+        return objects, {"name": self.name, "section": self.section, "shows": self.shows} | facts
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Invalid:
         ask: what the reader is asked for besides: ``{"root": …}`` is demanded at opening, ``{"attachment": name}`` is
             read, ``{"level": [chain, level]}`` is looked up.
         unless: a feature; a reader that implements it passes over this vector.
+        others: volumes after the first, by name.
     """
 
     name: str
@@ -53,13 +56,14 @@ class Invalid:
     opens: bool = False
     ask: dict[str, Any] = field(default_factory=dict)
     unless: str = ""
+    others: dict[str, bytes] = field(default_factory=dict)
 
-    def make(self) -> tuple[bytes, dict[str, Any]]:
-        """The object and its JSON."""
+    def make(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The objects by name, the one to open first, and the JSON."""
         facts: dict[str, Any] = {"name": self.name, "section": self.section, "shows": self.shows}
         facts |= {"reason": self.reason}
         facts |= {"opens": self.opens} | ({"ask": self.ask} if self.ask else {})
-        return self.data, facts | ({"unless": self.unless} if self.unless else {})
+        return {f"{self.name}.bstk": self.data} | self.others, facts | ({"unless": self.unless} if self.unless else {})
 
 
 class Refusals:
@@ -78,11 +82,13 @@ class Refusals:
         """One vector for each change; its name is ``what`` and the keyword."""
         for name, change in changes.items():
             file = self._base()
+            title = file.stem = f"{what}-{name}".replace("_", "-")
             made = change(file)
-            data = made if isinstance(made, bytes) else (made if isinstance(made, File) else file).seal()
-            title = f"{what}-{name}".replace("_", "-")
+            data, others = (
+                (made, {}) if isinstance(made, bytes) else (made if isinstance(made, File) else file).objects()
+            )
             shows = title.replace("-", " ")
-            self._made.append(Invalid(title, section, shows, reason, data, opens, unless=unless))
+            self._made.append(Invalid(title, section, shows, reason, data, opens, unless=unless, others=others))
 
     def asked(self, reason: str, section: str, name: str, ask: dict[str, Any], *, opens: bool) -> None:
         """One vector of the sound file itself, of which something is asked that it has not."""

@@ -1,5 +1,5 @@
 /** The page: open a file, see its head, drag a budget, verify. */
-import { BstkError, open } from "../bstk.js";
+import { BlobSource, BstkError, open } from "../bstk.js";
 import * as curves from "./curve.js";
 import { COLOURS, Strip } from "./strip.js";
 import { counted, element, fill, named, sized } from "./text.js";
@@ -68,6 +68,7 @@ class View {
       ["Root", file.root],
       ["Version", `${file.version}, written by ${named(metadata.writer)}`],
       ["Size", `${sized(file.size)}${whole ? "" : `, a prefix of a file of ${sized(Number(file.superblock.fileLength))}`}`],
+      ...this.volumes(),
       ["Blocks", `${counted(file.available)}${whole ? "" : ` of ${counted(file.index.count)}`}, ${counted(file.required)} of them required`],
       ["Tensors", `${counted(file.tensors.length)}, ${counted(file.tensors.filter((t) => t.packed).length)} of them packed`],
       ["Other names", [...metadata.aliases].map(([alias, name]) => `${named(alias)} = ${named(name)}`).join(", ") || "none"],
@@ -76,6 +77,14 @@ class View {
     ];
     const rows = facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", name === "Root" ? { class: "root" } : {}, value)]);
     at("head").replaceChildren(...rows);
+  }
+
+  /** @returns {[string, string][]} */
+  volumes() {
+    const { volumes, apart } = this.file;
+    if (!apart) return [];
+    const largest = volumes.reduce((most, { length }) => (length > most ? length : most), 0n);
+    return [["Volumes", `${counted(volumes.length)}, up to ${named(volumes[volumes.length - 1].name)}, at most ${sized(Number(largest))} each`]];
   }
 
   /** Show what the budget loads. */
@@ -190,7 +199,7 @@ function fail(error) {
   at("error").hidden = false;
 }
 
-/** @param {string | File} from @param {string} name */
+/** @param {string | BlobSource} from @param {string} name */
 async function show(from, name) {
   const number = ++asked;
   at("error").hidden = true;
@@ -225,8 +234,11 @@ at("open").addEventListener("submit", (/** @type {Event} */ event) => {
   showUrl(at("url").value.trim());
 });
 at("file").addEventListener("change", () => {
-  const [file] = at("file").files;
-  if (file) show(file, file.name);
+  /** @type {File[]} */
+  const chosen = [...at("file").files];
+  // The first volume has the shortest name, model.bstk beside model.00002.bstk, or the only one.
+  const [file] = chosen.sort((a, b) => a.name.length - b.name.length || a.name.localeCompare(b.name));
+  if (file) show(new BlobSource(file, file.name, chosen), file.name);
 });
 at("budget").addEventListener("input", () => current?.plan());
 at("block").addEventListener("input", () => current?.block(Number(at("block").value)));

@@ -6,12 +6,15 @@ import * as metadataSection from "./metadata.js";
 import * as payload from "./payload.js";
 import * as rebuilding from "./rebuild.js";
 import * as superblock from "./superblock.js";
+import { VolumeSource, extents, lastUpTo } from "./volumes.js";
 import * as zstd from "./zstd.js";
 
 /** What the first request asks for. */
 export const FIRST_READ = 16384;
 /** Bytes of blocks that are read at a time, unless one block is larger. */
 const SPAN = 8 << 20;
+/** What is said once of a volume, of which nothing more is read then. */
+const VOLUME_FAULTS = new Set(["volume-missing", "volume-truncated", "volume-trailing-bytes"]);
 
 /**
  * @typedef {import("./source.js").Source} Source
@@ -32,15 +35,15 @@ export async function openContainer(source, { root } = {}) {
     await zstd.ready();
     const { lead, size } = await source.start(FIRST_READ);
     const s = superblock.decode(lead.subarray(0, superblock.SIZE));
-    const present = BigInt(size);
-    need(present >= s.presentLength, "truncated", `the object has ${size} bytes of ${s.presentLength}`, size);
-    need(present === s.presentLength, "trailing-bytes", `the object has ${size} bytes, not ${s.presentLength}`, size);
+    const own = s.objectLength;
+    need(BigInt(size) >= own, "truncated", `the object has ${size} bytes of ${own}`, size);
+    need(BigInt(size) === own, "trailing-bytes", `the object has ${size} bytes, not ${own}`, size);
     const rest = s.headLength - lead.length;
     const head = rest > 0 ? join(lead, await source.get(lead.length, rest)) : lead.subarray(0, s.headLength);
     need(root === undefined || root.toLowerCase() === s.root, "root-mismatch", `the root is ${s.root}, not ${root}`, 96);
     const sections = head.subarray(superblock.SIZE);
     need(hex(digest(s.covered, sections)) === s.root, "head-digest", "the head does not have the digest that the root says", 96);
-    return new Container(source, s, sections, lead, size);
+    return new Container(source, s, sections, lead);
   } catch (error) {
     await source.close();
     throw error;
@@ -64,17 +67,24 @@ export class Container {
 
   /**
    * Steps 8 to 11; call `openContainer`.
-   * @param {Source} source @param {superblock.Superblock} s @param {Uint8Array} sections @param {Uint8Array} lead @param {number} size
+   * @param {Source} source @param {superblock.Superblock} s @param {Uint8Array} sections @param {Uint8Array} lead
    */
-  constructor(source, s, sections, lead, size) {
+  constructor(source, s, sections, lead) {
     const stored = sections.subarray(0, s.metadataStored);
-    this.metadata = metadataSection.decode(zstd.decompress(stored, s.metadataLength, "metadata-compression", "the metadata"));
+    this.metadata = metadataSection.decode(zstd.decompress(stored, s.metadataLength, "metadata-compression", "the metadata"), s.hasVolumes);
     metadataSection.checkAttachmentOffsets(this.metadata.attachments, s.attachmentsLength);
     const index = zstd.decompress(sections.subarray(s.metadataStored), s.indexLength, "index-compression", "the index");
     this.index = indexSection.decode(index, this.metadata, s.blocksOffset, s.fileLength);
-    this.source = source;
+    /** What the table says of the volumes; they are read from there if `apart`. */
+    this.volumes = extents(this.metadata, s, this.index);
+    this.apart = s.objectLength !== s.presentLength;
+    const joins = !this.apart || this.volumes[0].length === s.objectLength;
+    need(joins, "superblock-invalid", `an object of ${s.objectLength} bytes, which is not the first volume`, 88);
+    /** @type {Source} */
+    this.source = this.apart ? new VolumeSource(source, this.volumes) : source;
     this.superblock = s;
-    this.size = size;
+    /** Bytes of the file that there are. */
+    this.size = Number(s.presentLength);
     this.root = s.root;
     this.version = `1.${s.minor}`;
     this.required = this.index.required;
@@ -219,7 +229,9 @@ export class Container {
     while (first < stop) {
       const begin = this.block(first).offset;
       let last = first + 1;
-      while (last < stop && this.#end(last + 1) - begin <= SPAN) last++;
+      const volume = this.volumeOf(first);
+      const most = volume ? Math.min(stop, volume.firstBlock + volume.blocks) : stop;
+      while (last < most && this.#end(last + 1) - begin <= SPAN) last++;
       // Each range reaches to where the next one begins, so that all padding is read and checked.
       const end = last < stop ? this.block(last).offset : this.#end(last);
       const bytes = await this.#read(begin, end - begin);
@@ -235,6 +247,11 @@ export class Container {
       }
       first = last;
     }
+  }
+
+  /** The volume that a block lies in, if the file is not one object. @param {number} block */
+  volumeOf(block) {
+    return this.apart ? this.volumes[lastUpTo(this.volumes, ({ firstBlock }) => firstBlock <= block)] : undefined;
   }
 
   /** The payloads of the first `blocks` blocks. @param {number} blocks @returns {Promise<Uint8Array[]>} */
@@ -280,9 +297,19 @@ export class Container {
       collect(found, () => checkZero(padding, tail));
     }
     await progress({ bytes: this.blocksOffset, problems: [...found] });
-    for await (const { block, problems } of this.blocks(0, this.available)) {
-      found.push(...problems);
-      await progress({ bytes: block.offset + block.stored, block, problems });
+    for (let next = 0; next < this.available; ) {
+      try {
+        for await (const { block, problems } of this.blocks(next, this.available)) {
+          found.push(...problems);
+          next = block.number + 1;
+          await progress({ bytes: block.offset + block.stored, block, problems });
+        }
+      } catch (error) {
+        const volume = this.volumeOf(next);
+        if (!volume || !(error instanceof BstkError) || !VOLUME_FAULTS.has(error.reason)) throw error;
+        found.push(error);
+        next = volume.firstBlock + volume.blocks;
+      }
     }
     return found;
   }

@@ -12,13 +12,14 @@ import * as R from "./registry.js";
  *   stored?: number}} Attachment
  * @typedef {{metric: string, text: string, tokens: number, window: number, dense: number, points: [number, number][]}} Curve
  * @typedef {{writer: string, tensors: Tensor[], forms: Form[], aliases: Map<string, string>, attachments: Attachment[],
- *   curves: Curve[], extra: Map<string, unknown>, chains: number}} Metadata
+ *   curves: Curve[], extra: Map<string, unknown>, chains: number, volumes: Volume[]}} Metadata `volumes`: those after the first
+ * @typedef {{name: string, firstBlock: number}} Volume
  */
 
 const encoder = new TextEncoder();
 
-/** @param {Uint8Array} data the decoded section @returns {Metadata} */
-export function decode(data) {
+/** @param {Uint8Array} data the decoded section @param {boolean} hasVolumes @returns {Metadata} */
+export function decode(data, hasVolumes) {
   const top = new Fields(decodeMsgpack(data), "the metadata");
   const writer = top.name("writer");
   const tensors = readTensors(top.array("tensors"));
@@ -28,9 +29,10 @@ export function decode(data) {
   const attachments = readAttachments(top.array("attachments"));
   const curves = top.array("curves").map((item, i) => readCurve(new Fields(item, `curve ${i}`)));
   const extra = top.map("extra");
+  const volumes = hasVolumes ? readVolumes(top.array("volumes")) : [];
   top.end();
   const last = tensors.at(-1);
-  return { writer, tensors, forms, aliases, attachments, curves, extra, chains: last ? last.firstChain + last.chains : 0 };
+  return { writer, tensors, forms, aliases, attachments, curves, extra, volumes, chains: last ? last.firstChain + last.chains : 0 };
 }
 
 const value = (/** @type {unknown} */ fine, /** @type {string} */ message) => need(fine, "metadata-value", message);
@@ -284,6 +286,26 @@ function readCurve(fields) {
   });
   fields.end();
   return { metric, text, tokens, window, dense, points };
+}
+
+/** @param {unknown[]} items @returns {Volume[]} */
+function readVolumes(items) {
+  value(items.length >= 1 && items.length <= R.MAX_VOLUMES, `${items.length} volumes after the first`);
+  const names = new Set();
+  let before = -1;
+  return items.map((item, i) => {
+    const fields = new Fields(item, `volume ${i + 2}`);
+    const name = fields.text("name");
+    const fine = name.length <= R.MAX_VOLUME_NAME && /^[A-Za-z0-9_][A-Za-z0-9._-]*$/.test(name);
+    need(fine, "metadata-name", `${fields.what} has a name that volumes cannot have: ${shown(name)}`);
+    const firstBlock = fields.integer("first_block", 0, R.MAX_BLOCKS);
+    fields.end();
+    value(firstBlock > before, `${fields.what} does not begin after the one before it`);
+    before = firstBlock;
+    need(!names.has(name.toLowerCase()), "metadata-duplicate", `two volumes are called ${shown(name)}`);
+    names.add(name.toLowerCase());
+    return { name, firstBlock };
+  });
 }
 
 /**

@@ -1,5 +1,6 @@
 /** A local file, in Node. */
 import { open } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { BstkError, need } from "./errors.js";
 
 const REASONS = new Map([
@@ -20,12 +21,15 @@ export class FileSource {
 
   /** @param {number} length */
   async start(length) {
+    const { size } = await this.#open();
+    return { lead: await this.get(0, Math.min(length, size)), size };
+  }
+
+  async #open() {
     try {
-      this.#handle = await open(this.name);
-      const { size } = await this.#handle.stat();
-      return { lead: await this.get(0, Math.min(length, size)), size };
+      this.#handle ??= await open(this.name);
+      return await this.#handle.stat();
     } catch (error) {
-      if (error instanceof BstkError) throw error;
       const { code = "", message } = /** @type {NodeJS.ErrnoException} */ (error);
       throw new BstkError(REASONS.get(code) ?? "source", message);
     }
@@ -43,6 +47,17 @@ export class FileSource {
     this.requests++;
     this.bytes += length;
     return data;
+  }
+
+  /** @param {number} offset @param {number} length */
+  async begin(offset, length) {
+    const { size } = await this.#open();
+    return { lead: await this.get(Math.min(offset, size), Math.max(0, Math.min(length, size - offset))), size };
+  }
+
+  /** The file of that name in the same folder. @param {string} name */
+  sibling(name) {
+    return new FileSource(join(dirname(this.name), name));
   }
 
   async close() {

@@ -7,8 +7,10 @@ export const MUST_FEATURES = new Map([
   [1, "base-model"],
 ]);
 
-/** Those of them that this reader implements, by name: none. */
-export const IMPLEMENTED = new Set();
+/** Those of them that this reader implements, by name. */
+export const IMPLEMENTED = new Set(["volumes"]);
+/** The bit of files that are cut into volumes (§4.8). */
+export const VOLUMES = 1n;
 
 /** Element types: bytes, and whether packed tensors, scale vectors and factors may have them (§8.1). */
 export const DTYPES = new Map([
@@ -53,6 +55,8 @@ export const MAX_NAME_BYTES = 1024;
 export const MAX_DEPTH = 16;
 export const MAX_CONTAINERS = 2 ** 21;
 export const MAX_ATTACHMENT = 2 ** 30;
+export const MAX_VOLUMES = 2 ** 16;
+export const MAX_VOLUME_NAME = 255;
 
 /** The first multiple of 64 that is not below `n`. @param {number} n */
 export const align = (n) => Math.ceil(n / ALIGNMENT) * ALIGNMENT;

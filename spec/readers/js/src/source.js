@@ -1,17 +1,22 @@
 /**
  * Where the bytes of an object come from. A source has `start(length)`, the first bytes and the object's size in one request;
- * `get(offset, length)`, exactly those bytes or an error of §9.7; `close()`; and the counters `requests` and `bytes`.
+ * `get(offset, length)`, exactly those bytes or an error of §9.7; `close()`; and the counters `requests` and `bytes`. A source that knows where the
+ * other volumes of a file are (§7.7) has `sibling(name)`, and these have `begin(offset, length)`: the bytes from there, as many as there are, and the
+ * size of the object, in one request, the first one.
  */
 import { BstkError, need } from "./errors.js";
 
-/** @typedef {{start(length: number): Promise<{lead: Uint8Array, size: number}>, get(offset: number, length: number): Promise<Uint8Array>, close(): Promise<void> | void, requests: number, bytes: number, name: string}} Source */
+/**
+ * @typedef {{start(length: number): Promise<{lead: Uint8Array, size: number}>, get(offset: number, length: number): Promise<Uint8Array>, close(): Promise<void> | void, requests: number, bytes: number, name: string, sibling?: (name: string) => Source,
+ *   begin?: (offset: number, length: number) => Promise<{lead: Uint8Array, size: number}>}} Source */
 
 /** An object in memory. */
 export class MemorySource {
-  /** @param {Uint8Array} data @param {string} [name] */
-  constructor(data, name = "memory") {
+  /** @param {Uint8Array} data @param {string} [name] @param {Map<string, Uint8Array>} [siblings] the other volumes of a file */
+  constructor(data, name = "memory", siblings = new Map()) {
     this.data = data;
     this.name = name;
+    this.siblings = siblings;
     this.requests = this.bytes = 0;
   }
 
@@ -26,15 +31,27 @@ export class MemorySource {
     return this.data.subarray(offset, offset + length);
   }
 
+  async begin(/** @type {number} */ offset, /** @type {number} */ length) {
+    const { length: size } = this.data;
+    return { lead: await this.get(Math.min(offset, size), Math.max(0, Math.min(length, size - offset))), size };
+  }
+
+  sibling(/** @type {string} */ name) {
+    const data = this.siblings.get(name);
+    if (!data) throw new BstkError("not-found", `no object ${name}`);
+    return new MemorySource(data, name);
+  }
+
   close() {}
 }
 
 /** A file that a person chose in a browser. */
 export class BlobSource {
-  /** @param {Blob} blob @param {string} [name] */
-  constructor(blob, name = "file") {
+  /** @param {Blob} blob @param {string} [name] @param {File[]} [others] that were chosen with it: the other volumes */
+  constructor(blob, name = "file", others = []) {
     this.blob = blob;
     this.name = name;
+    this.others = others;
     this.requests = this.bytes = 0;
   }
 
@@ -48,6 +65,17 @@ export class BlobSource {
     this.requests++;
     this.bytes += length;
     return data;
+  }
+
+  async begin(/** @type {number} */ offset, /** @type {number} */ length) {
+    const { size } = this.blob;
+    return { lead: await this.get(Math.min(offset, size), Math.max(0, Math.min(length, size - offset))), size };
+  }
+
+  sibling(/** @type {string} */ name) {
+    const file = this.others.find((other) => other.name === name);
+    if (!file) throw new BstkError("not-found", `${name} was not chosen with it`);
+    return new BlobSource(file, name);
   }
 
   close() {}
@@ -81,6 +109,20 @@ export class HttpSource {
   /** @param {number} offset @param {number} length */
   async get(offset, length) {
     return (await this.#retried(offset, length, false)).data;
+  }
+
+  /** @param {number} offset @param {number} length */
+  async begin(offset, length) {
+    const { data, size } = await this.#retried(offset, length, true);
+    return { lead: data, size };
+  }
+
+  /** The URL with another last segment; its query, which may hold a key to the folder, stays. @param {string} name */
+  sibling(name) {
+    const url = new URL(this.name, globalThis.document ? globalThis.location.href : undefined);
+    url.pathname = url.pathname.replace(/[^/]*$/, name);
+    url.hash = "";
+    return new HttpSource(url, { attempts: this.attempts, fetch: this.fetch });
   }
 
   close() {}
@@ -128,7 +170,9 @@ export class HttpSource {
     };
     const range = answer.headers.get("Content-Range") ?? "";
     const { status } = answer;
-    if (first && status === 416 && range === "bytes */0") return { data: new Uint8Array(0), size: 0 };
+    // What ends before the range begins is an answer to the first request, of an object that may be another one than it should be.
+    const told = /^bytes \*\/(\d+)$/.exec(range);
+    if (first && status === 416 && told && Number(told[1]) <= offset) return { data: new Uint8Array(0), size: Number(told[1]) };
     if (status === 404 || status === 410) refuse("not-found", `status ${status}`);
     if (status === 401 || status === 403) refuse("access-denied", `status ${status}`);
     if (status === 412 || (status === 416 && !first)) refuse("source-changed", "the object is not the one that was opened; open it again");

@@ -9,9 +9,9 @@ const MAGIC = [0x89, 0x42, 0x53, 0x54, 0x4b, 0x0d, 0x0a, 0x1a, 0x0a, 0x00];
 /**
  * @typedef {{
  *   minor: number, metadataStored: number, metadataLength: number, indexStored: number, indexLength: number,
- *   attachmentsLength: bigint, fileLength: bigint, presentLength: bigint, headLength: number, blocksOffset: bigint,
- *   root: string, covered: Uint8Array
- * }} Superblock `covered` is what the root covers of it, bytes [0, 80)
+ *   attachmentsLength: bigint, fileLength: bigint, presentLength: bigint, objectLength: bigint, hasVolumes: boolean,
+ *   headLength: number, blocksOffset: bigint, root: string, covered: Uint8Array
+ * }} Superblock `covered` is what the root covers of it, bytes [0, 80); `objectLength`: bytes of this object, of every file
  */
 
 /** @param {Uint8Array} data the first bytes of the object, 128 where it has so many @returns {Superblock} */
@@ -24,12 +24,13 @@ export function decode(data) {
   const major = u16(10);
   const minor = u16(12);
   need(major === R.MAJOR, "version-unsupported", `the file is of version ${major}.${minor}; this reader reads ${R.MAJOR}.x`, 10);
-  need(u64(16) === 0n, "feature-unsupported", `the file needs what this reader does not have: ${features(u64(16))}`, 16);
+  const [unknown, hasVolumes] = [u64(16) & ~R.VOLUMES, (u64(16) & R.VOLUMES) !== 0n];
+  need(unknown === 0n, "feature-unsupported", `the file needs what this reader does not have: ${features(unknown)}`, 16);
 
   const invalid = (/** @type {unknown} */ fine, /** @type {string} */ message, /** @type {number} */ at) =>
     need(fine, "superblock-invalid", message, at);
   invalid(u16(14) === SIZE, `a superblock of ${u16(14)} bytes, not ${SIZE}`, 14);
-  invalid(u64(88) === 0n, "reserved bytes that are not zero", 88);
+  invalid(hasVolumes || u64(88) === 0n, "an object length in a file without volumes", 88);
   section(u64(32), u64(40), R.MAX_METADATA, "metadata", 32);
   section(u64(48), u64(56), R.MAX_HEAD_SECTION, "index", 48);
   const headLength = SIZE + Number(u64(32)) + Number(u64(48));
@@ -37,6 +38,9 @@ export function decode(data) {
   invalid(fileLength <= R.MAX_FILE_BYTES, "a file length beyond the limit", 72);
   invalid(BigInt(headLength) + attachmentsLength <= fileLength, "head and attachments are longer than the file", 64);
   invalid(BigInt(headLength) <= presentLength && presentLength <= fileLength, "a present length out of bounds", 80);
+  const objectLength = hasVolumes ? u64(88) : presentLength;
+  const first = BigInt(headLength) + attachmentsLength <= objectLength && objectLength < presentLength && presentLength === fileLength;
+  invalid(objectLength === presentLength || first, "an object length that is neither all there is nor a first volume", 88);
   return {
     minor,
     metadataStored: Number(u64(32)),
@@ -46,6 +50,8 @@ export function decode(data) {
     attachmentsLength,
     fileLength,
     presentLength,
+    objectLength,
+    hasVolumes,
     headLength,
     blocksOffset: (BigInt(headLength) + attachmentsLength + 63n) & ~63n,
     root: hex(data.subarray(96, 128)),

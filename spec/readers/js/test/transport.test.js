@@ -7,9 +7,9 @@ import { bytes, refusal, vectors } from "../conformance.js";
 
 /**
  * A server that plays answers back, the last one for as long as requests come.
- * @param {Uint8Array} data @param {any[]} answers
+ * @param {Uint8Array} data @param {any[]} answers @param {string} [name] of the object; its other volumes are among the vectors
  */
-async function player(data, answers) {
+async function player(data, answers, name = "model.bstk") {
   /** @type {(string | undefined)[]} */
   const ranges = [];
   const server = createServer((request, response) => {
@@ -18,12 +18,14 @@ async function player(data, answers) {
     const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
     const shift = answer.shift ?? 0;
     const begin = Number(from) + shift;
-    let body = data.subarray(begin, Number(to) + 1 + shift);
+    const asked = (request.url ?? "").slice(1);
+    const whole = asked === name ? data : bytes(`valid/${asked}`);
+    let body = whole.subarray(begin, Number(to) + 1 + shift);
     const last = begin + body.length - 1;
-    let range = answer.range === undefined ? `bytes ${begin}-${last}/${data.length}` : answer.range;
+    let range = answer.range === undefined ? `bytes ${begin}-${last}/${whole.length}` : answer.range;
     range = range?.replace("{begin}", begin).replace("{last}", last);
     if (answer.body) {
-      body = answer.body === "whole" ? data : new Uint8Array(0);
+      body = answer.body === "whole" ? whole : new Uint8Array(0);
       if (!answer.range) range = null;
     }
     body = Buffer.concat([body.subarray(0, body.length - (answer.cut ?? 0)), new Uint8Array(answer.more ?? 0)]);
@@ -38,12 +40,12 @@ async function player(data, answers) {
     server.closeAllConnections?.();
     return new Promise((resolve) => server.close(resolve));
   };
-  return { url: `http://127.0.0.1:${port}/model.bstk`, ranges, close };
+  return { url: `http://127.0.0.1:${port}/${name}`, ranges, close };
 }
 
 for (const vector of vectors("transport")) {
   test(`a server, ${vector.name}: ${vector.reason ?? "read"}`, async () => {
-    const server = await player(bytes(vector.object), vector.answers);
+    const server = await player(bytes(vector.object), vector.answers, vector.object.split("/").at(-1));
     try {
       const reason = await refusal(async () => {
         const file = await open(new HttpSource(server.url, { attempts: 1 }));
