@@ -13,6 +13,7 @@ from .cache import BlockCache
 from .cached import CachedSource, CheckedBytes
 from .cached_head import read_cached_head
 from .chains import Chains, Parts
+from .comparing import Comparing
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
 from .head import Head, read_head
 from .layout import Layout
@@ -178,8 +179,18 @@ class Container:
         have = max(0, min(len(self._lead) - span.offset, span.length))
         if have:
             out[:have] = self._lead[span.offset : span.offset + have]
-        compared = fill(self._reader, span.offset + have, out[have:]) if have < span.length else False
-        return out, compared and not have
+            if have < span.length:
+                fill(self._reader, span.offset + have, out[have:])
+            return out, False
+        if self._cached is not None:
+            return out, fill(self._reader, span.offset, out)
+        ix, blocks = self.index, range(span.first, span.stop)
+        starts = [int(ix.offset[i]) - span.offset for i in blocks]
+        bounds = [(at, at + int(ix.stored[i])) for at, i in zip(starts, blocks, strict=True)]
+        comparing = Comparing(out, bounds, [ix.digest[i].tobytes() for i in blocks])
+        fill(self._reader, span.offset, out, comparing.there)
+        comparing.there(span.length)
+        return out, comparing.sound
 
     def read(self, offset: int, length: int) -> Buffer:
         """``length`` bytes of the file from ``offset``; what the first read brought along is not read again."""

@@ -4,6 +4,7 @@ Threads read ranges, and compare and decode their blocks, while others wait for 
 order of the file, or as they come.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -112,6 +113,7 @@ class Flow:
             self._signals.setbacks,
             self._signals.latency,
             self._signals.most if requests is None else requests,
+            os.cpu_count() or 0,
         )
         self._jobs: list[_Job] = []  # taken up and not yet given out, in the order of the file
         self._lent = 0  # given out and not yet let go
@@ -213,7 +215,7 @@ class Flow:
                 self._came.notify()
 
     def _do(self, job: _Job) -> None:
-        began, part, failure = time.monotonic(), None, None
+        began, busy, part, failure = time.monotonic(), time.thread_time(), None, None
         try:
             data, compared = self._container.read_span(job.span, job.lease.view)
             blocks = list(self._container.decode_span(job.span, data, compared=compared))
@@ -229,7 +231,7 @@ class Flow:
                 self._freed.notify_all()
             self._done += job.span.length
             self._waiting += job.span.length
-            self._pace.ended(job.span.length, time.monotonic() - began)
+            self._pace.ended(job.span.length, time.monotonic() - began, time.thread_time() - busy)
             self._look()
             if job.error is not None or not self._ordered or self._jobs[0] is job:
                 self._came.notify()

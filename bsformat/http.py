@@ -26,7 +26,7 @@ from .http_failures import IgnoresRangesError, Refused, failure_of, is_empty
 from .identity import Identity
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .redirects import Requester
-from .source import Buffer, checked, within
+from .source import Buffer, There, checked, within
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _DENIED = frozenset({401, 403, 407})
@@ -34,11 +34,15 @@ _GONE = frozenset({404, 410})
 
 
 class _Body:
-    """The bytes of one read, and how many of them are there."""
+    """The bytes of one read, and how many of them are there, which ``there`` is told."""
 
-    def __init__(self, offset: int, out: memoryview) -> None:
+    def __init__(self, offset: int, out: memoryview, there: There) -> None:
         self.offset, self.length, self.done = offset, len(out), 0
-        self.out = out
+        self.out, self.there = out, there
+
+    def reach(self, done: int) -> None:
+        self.done = done
+        self.there(done)
 
 
 class HttpSource:
@@ -94,12 +98,16 @@ class HttpSource:
 
     def get_into(self, offset: int, out: memoryview) -> None:
         """See `bsformat.source.FillingSource.get_into`."""
+        self.get_telling(offset, out, lambda count: None)
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> None:
+        """See `bsformat.source.TellingSource.get_telling`."""
         if self._stream is not None:
             out[:] = checked(self._stream.get(offset, len(out)), offset, len(out), self.name)
             return
         if self._identity is not None:
             within(offset, len(out), self._identity.size, self.name)
-        came = self._run(offset, out)
+        came = self._run(offset, out, there)
         checked(out[:came], offset, len(out), self.name)
 
     def close(self) -> None:
@@ -109,12 +117,12 @@ class HttpSource:
             self._stream = None
         self._requester.close()
 
-    def _run(self, offset: int, out: memoryview) -> int:
+    def _run(self, offset: int, out: memoryview, there: There = lambda count: None) -> int:
         """Fill ``out``; gives how many bytes there were, fewer where the object ends."""
         if len(out) == 0:
             return 0
         try:
-            return self._read(_Body(offset, out))
+            return self._read(_Body(offset, out, there))
         except BstkError:
             raise
         except Exception as error:
@@ -166,7 +174,7 @@ class HttpSource:
             before = body.done
             self._receive(answer, body, got, patience.left)
             if body.done == before + got and answer.has_more():
-                body.done = before  # nothing of it is trusted
+                body.reach(before)  # nothing of it is trusted
                 self._unsound(ShortReadError, f"the server sends more than the {got} bytes it announced", start)
             if body.done < body.length:
                 raise Transient(self._fewer(body, got, start, stop))
@@ -178,7 +186,7 @@ class HttpSource:
 
         def came(count: int) -> None:
             self.signals.came(count)
-            body.done += count
+            body.reach(body.done + count)
             if slow := pace.came(count):
                 raise Transient(SourceError(slow, where=self.name, offset=start), pressed=True)
 

@@ -6,7 +6,7 @@ error unless every response is checked.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -23,6 +23,11 @@ from .errors import (
 from .network import Network, Signals, without_secrets
 
 Buffer = bytes | bytearray | memoryview
+#: Called with how many leading bytes of a buffer are in place, as they come. A smaller number than before takes back
+#: those after it.
+There = Callable[[int], object]
+#: Bytes that a local file gives at a time to who wants to know what is there: a part of the processor's caches.
+_STEP = 1 << 19
 #: Connections to one S3 endpoint, unless the storage options say otherwise.
 S3_CONNECTIONS = 64
 
@@ -70,14 +75,29 @@ class FillingSource(ByteSource, Protocol):
         ...
 
 
+@runtime_checkable
+class TellingSource(FillingSource, Protocol):
+    """A source that says how far it is while it reads."""
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> object:
+        """As `FillingSource.get_into`; calls ``there`` in the same thread, at any times."""
+        ...
+
+
 def signals_of(source: ByteSource) -> Signals:
     """What a source notices of its server; of one that notices nothing, nothing."""
     signals = getattr(source, "signals", None)
     return signals if isinstance(signals, Signals) else Signals()
 
 
-def fill(source: ByteSource, offset: int, out: memoryview) -> bool:
-    """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared."""
+def fill(source: ByteSource, offset: int, out: memoryview, there: There | None = None) -> bool:
+    """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared.
+
+    Args:
+        there: told how far it is, by a source that can.
+    """
+    if there is not None and (get_telling := getattr(source, "get_telling", None)) is not None:
+        return get_telling(offset, out, there) is True
     get_into = getattr(source, "get_into", None)  # cheaper than asking for the protocol at every range
     if get_into is not None:
         return get_into(offset, out) is True
@@ -138,13 +158,21 @@ class FileSource:
 
     def get_into(self, offset: int, out: memoryview) -> None:
         """See `FillingSource.get_into`."""
+        self._read(offset, out, len(out), lambda count: None)
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> None:
+        """See `TellingSource.get_telling`."""
+        self._read(offset, out, _STEP, there)
+
+    def _read(self, offset: int, out: memoryview, step: int, there: There) -> None:
         done = 0
         with translated(self.name):
             while done < len(out):
-                count = os.preadv(self._fd, [out[done:]], offset + done)
+                count = os.preadv(self._fd, [out[done : done + step]], offset + done)
                 if count == 0:
                     break
                 done += count
+                there(done)
             if self._stat() != self._identity:
                 raise SourceChangedError("the file was written to while it was read; open it again", where=self.name)
         checked(out[:done], offset, len(out), self.name)
