@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from .adapt import LEAST_BYTES, Adaptive
 from .block import Block, Span
 from .buffers import Buffers, Lease
 from .container import Container
+from .errors import FormatError
 from .source import Buffer
 from .stopping import Stop, reading_for
 
@@ -54,12 +55,14 @@ class Part:
 
     Attributes:
         span: which blocks it has. data: its bytes.
-        blocks: with their checked payloads, in the order of the file.
+        blocks: with their checked payloads, in the order of the file; none where they were examined instead.
+        problems: what that found.
     """
 
     span: Span
     data: Buffer
     blocks: list[tuple[Block, Payload]]
+    problems: list[FormatError] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,6 +86,8 @@ class Flow:
         requests: in flight at once, or come and not yet let go; None: adapted to the link, within the memory.
         ordered: give the parts in the order of the file; else as they come.
         watch: called in the caller's thread, after each part that came and ten times a second while none comes.
+        examine: called in the threads that read, with a span, its bytes, and whether its blocks were compared with
+            their digests; gives what is wrong. None: blocks are decoded, and the first that is damaged ends it all.
     """
 
     def __init__(
@@ -95,7 +100,9 @@ class Flow:
         requests: int | None = None,
         ordered: bool = True,
         watch: Callable[[Reading], object] | None = None,
+        examine: Callable[[Span, Buffer, bool], list[FormatError]] | None = None,
     ) -> None:
+        self._examine = examine
         self._container, self._runs, self._ordered = container, list(runs), ordered
         self._request_bytes, self._requests, self._watch = request_bytes, requests, watch
         self._total = sum(container.layout.extent(first, stop) for first, stop in self._runs)
@@ -218,9 +225,11 @@ class Flow:
         began, busy, part, failure = time.monotonic(), time.thread_time(), None, None
         try:
             data, compared = self._container.read_span(job.span, job.lease.view)
-            blocks = list(self._container.decode_span(job.span, data, compared=compared))
-            part = Part(job.span, data, blocks)
-            del data, blocks
+            if self._examine is None:
+                part = Part(job.span, data, list(self._container.decode_span(job.span, data, compared=compared)))
+            else:
+                part = Part(job.span, data, [], self._examine(job.span, data, compared))
+            del data
         except BaseException as error:
             failure = error
         with self._lock:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from .block import Span
 from .container import Container
 from .errors import FormatError
+from .flow import Flow
 from .network import Network
 from .opening import open_container
-from .source import ByteSource
+from .source import Buffer, ByteSource
 
-#: Bytes read and checked at a time.
-CHUNK = 8 << 20
+#: Bytes of blocks that are read in one go, without threads; more are read as a model that loads them reads them.
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def verify(
 
     Args:
         root: the root digest that the file must have.
-        network: see `bsformat.open`.
+        network: see `bsformat.open`; its ``memory`` bounds what is in memory at once.
         progress: called with the number of bytes checked since the last call.
 
     Raises:
@@ -74,36 +76,56 @@ def verify(
             container.superblock.present_length,
         )
         for item in container.metadata.attachments:
-            _collect(report, partial(container.attachment, item.name))
+            _collect(report.problems, partial(container.attachment, item.name))
         head = container.superblock
         tail = head.head_length + head.attachments_length
         if tail < head.blocks_offset:
             padding = container.read(tail, head.blocks_offset - tail)
-            _collect(report, partial(container.check_zero, padding, tail))
+            _collect(report.problems, partial(container.check_zero, padding, tail))
         progress(head.blocks_offset)
-        for span in container.spans(0, container.available_blocks, CHUNK):
-            _check_span(report, container, span)
-            progress(span.length)
+        report.problems.extend(_block_problems(container, progress))
         return report
     finally:
         if container is not uri:
             container.close()
 
 
-def _collect(report: Report, check: Callable[[], object]) -> None:
+def _collect(problems: list[FormatError], check: Callable[[], object]) -> None:
     try:
         check()
     except FormatError as error:
-        report.problems.append(error)
+        problems.append(error)
 
 
-def _check_span(report: Report, container: Container, span: Span) -> None:
-    view = memoryview(container.read(span.offset, span.length))
+def _block_problems(container: Container, progress: Callable[[int], object]) -> list[FormatError]:
+    """What is wrong with blocks and the padding between them, in the order of the file."""
+    examine = partial(_span_problems, container)
+    stop = container.available_blocks
+    if not stop:
+        return []
+    if container.layout.extent(0, stop) <= CHUNK:
+        span = next(container.spans(0, stop, CHUNK))
+        problems = examine(span, container.read(span.offset, span.length), False)
+        progress(span.length)
+        return problems
+    found: list[tuple[int, list[FormatError]]] = []
+    flow = Flow(container, [(0, stop)], memory=container.memory, ordered=False, examine=examine)
+    with closing(iter(flow)) as parts:
+        for part in parts:
+            found.append((part.span.first, part.problems))
+            progress(part.span.length)
+    return [problem for _, some in sorted(found, key=lambda entry: entry[0]) for problem in some]
+
+
+def _span_problems(container: Container, span: Span, data: Buffer, compared: bool) -> list[FormatError]:
+    problems: list[FormatError] = []
+    view = memoryview(data)
     for number in range(span.first, span.stop):
         block = container.block(number)
         at = block.offset - span.offset
         end = at + block.stored
-        _collect(report, partial(container.decode_block, block, view[at:end]))
+        _collect(problems, partial(container.decode_block, block, view[at:end], compared=compared))
         following = container.index.offset[number + 1] - span.offset if number + 1 < span.stop else span.length
         gap = view[end : int(following)]
-        _collect(report, partial(container.check_zero, gap, span.offset + end))
+        _collect(problems, partial(container.check_zero, gap, span.offset + end))
+    return problems
