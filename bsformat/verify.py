@@ -47,6 +47,7 @@ def verify(
     *,
     root: str | None = None,
     network: Network | None = None,
+    memory: int | str | None = None,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Report:
@@ -54,7 +55,7 @@ def verify(
 
     Args:
         root: the root digest that the file must have.
-        network: see `bsformat.open`; its ``memory`` bounds what is in memory at once.
+        network, memory: see `bsformat.open`; an open container has its own.
         progress: called with the number of bytes checked since the last call.
 
     Raises:
@@ -65,7 +66,7 @@ def verify(
     container = (
         uri
         if isinstance(uri, Container)
-        else open_container(uri, root=root, network=network, cache=False, **storage_options)
+        else open_container(uri, root=root, network=network, cache=False, memory=memory, **storage_options)
     )
     try:
         report = Report(
