@@ -6,8 +6,8 @@ devices and `bitstack.tools.bench.link`, with frames of 9000 bytes, which it can
 netem). For each, the share of the link's rate that blocks come at, compared with their digests, with requests fixed in
 number and adapted; and curl with as many connections.
 
-With ``--generate BUDGET``, FILE is a model instead, and `bitstack.tools.bench.progressive` loads it over each link, once
-whole and once progressively, several times, and generates; kept are all runs.
+With ``--generate BUDGET``, FILE is a model instead, and `bitstack.tools.bench.progressive` loads it over each link,
+once whole and once progressively, several times, and generates; kept are all runs.
 """
 
 import argparse
