@@ -53,6 +53,11 @@ def pytest_runtest_setup() -> None:
         _modules_frozen = len(sys.modules)
 
 
+def pytest_unconfigure() -> None:
+    """What was frozen would count as leaked where libraries look for that at the end."""
+    gc.unfreeze()
+
+
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
