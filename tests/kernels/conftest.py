@@ -61,9 +61,9 @@ def _interpret_faster() -> Iterator[None]:
         modules = {id(value) for value in fn.__globals__.values() if value is language or value is language.core}
         if modules and modules <= ready:
             return _Restored()
-        scope = prepare(fn)
-        if not ready:
-            ready.update(modules)
+        scope, outermost = prepare(fn), not ready
+        ready.update(modules)
+        if outermost:
             restore = scope.restore
 
             def end() -> None:
