@@ -12,20 +12,23 @@ FIRST_AFAR: Final = 16
 MOST: Final = 64
 #: Seconds until an answer begins, from which on a server is far away: one connection alone seldom fills such a link.
 _AFAR: Final = 0.02
-#: Bytes of a request: at first and at least, the least where memory is short, and at most. Those of a few MiB stay in
-#: the processor's caches from the socket to the digest; larger ones spend less of their time waiting for an answer.
+#: Bytes of a request: at first and at least, the least where memory is short, and at most. Larger ones spend less of
+#: their time waiting for an answer, and take longer until any of it can be used.
 FIRST_BYTES: Final = 4 << 20
 LEAST_BYTES: Final = 1 << 18
 MOST_BYTES: Final = 16 << 20
 #: A request should take this many times as long as its answer takes to begin.
 _WORTHWHILE: Final = 8
+#: And so many seconds, in which this process asks and answers for it a hundred times over, if it takes no more bytes.
+_BRISK_SECONDS: Final = 0.015
+_BRISK_BYTES: Final = 8 << 20
 #: Of what more requests would bring if the link had room for all of them, the part that must come for them to stay.
 _GAIN: Final = 0.3
 #: Fewer requests stay if they bring this part of what more of them brought.
 _SAME: Final = 0.98
 #: Share of the processors that reading takes from which on more requests are not tried: they would only wait for them,
 #: and take the room in their caches from each other.
-_CROWDED: Final = 0.5
+_CROWDED: Final = 0.4
 #: Windows that pass after a step that brought nothing, and after a setback, before another one is tried; after steps
 #: that brought nothing again and again it doubles.
 _REST: Final = 4
@@ -135,7 +138,8 @@ class Adaptive:
         if not self._ended:
             return
         streaming = max(self._busy - self._ended * latency, 0.01 * self._busy)
-        wanted = int(self._size / streaming * latency * _WORTHWHILE) if streaming > 0 else 0
+        rate = self._size / streaming if streaming > 0 else 0.0
+        wanted = max(int(rate * latency * _WORTHWHILE), min(int(rate * _BRISK_SECONDS), _BRISK_BYTES))
         wanted = 1 << max(wanted - 1, 0).bit_length()
         self.request_bytes = self._bounded(min(max(wanted, self.request_bytes // 2), self.request_bytes * 2))
         self._size, self._busy, self._ended = 0, 0.0, 0
