@@ -1,7 +1,7 @@
 """HTTP/1.1 as far as a GET needs it: the bytes of a request, the head of an answer, and its body.
 
-http.client does more, and takes a third of a millisecond for each answer, most of it in the parser of mail headers: as
-long as two MiB take from a fast link. Servers are not trusted: every length is bounded before anything is kept.
+http.client does more, and reads each head with the parser of mail, which takes as long as a MiB does from a fast link.
+Servers are not trusted: every length is bounded before anything is kept.
 """
 
 import re
