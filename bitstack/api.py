@@ -213,6 +213,7 @@ def load(
     root: str | None = None,
     network: bsformat.Network | None = None,
     cache: bsformat.BlockCache | bool = True,
+    memory: int | str | None = None,
     progressive: bool | int | str = False,
     use: Use | None = None,
     context: int | None = None,
@@ -236,6 +237,9 @@ def load(
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
+        memory: bytes, or a size as ``64MiB``, of host memory that reading may take beside what becomes resident, from a
+            local file too, and for later resizes; None: that of ``network``, else ``BSTK_MEMORY``, else 256 MiB. An
+            open container keeps its own.
         context, batch: what ``auto`` leaves room for: tokens of a sequence, prompt and answer together (None: 4096, or
             what the model can read, if that is less), and sequences at once.
         use: the same in more detail, in place of both.
@@ -255,7 +259,7 @@ def load(
     container = (
         uri
         if isinstance(uri, Container)
-        else bsformat.open(uri, root=root, network=network, cache=cache, **storage_options)
+        else bsformat.open(uri, root=root, network=network, cache=cache, memory=memory, **storage_options)
     )
     try:
         shell = Shell(container, device=place, dtype=kind)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 
 #: Pinned buffers, and bytes of each: while one is filled, one is copied, and one waits for either.
@@ -163,14 +164,22 @@ class Staging:
 
 
 class HostCopies:
-    """`Staging` where there is nothing to stage: each payload is copied, and to another device in one go."""
+    """`Staging` where there is nothing to stage: each payload is copied, and to another device in one go.
+
+    numpy copies without the interpreter, which the threads that read need meanwhile: the pages of new memory take the
+    system as long as their bytes take to come.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def __call__(self, payload: bytes | memoryview) -> torch.Tensor:
         """See `Staging`; complete when it returns."""
-        return torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
+        view = memoryview(payload)
+        out = torch.empty(len(view), dtype=torch.uint8)
+        if len(view):
+            _fill(out, view)
+        return out.to(self._device)
 
     def finish(self) -> None:
         """Nothing is under way."""
@@ -185,5 +194,6 @@ def uploads_to(device: torch.device) -> Staging | HostCopies:
 
 
 def _fill(place: torch.Tensor, payload: memoryview) -> None:
-    # Not torch's copy: it shares even small ones out to threads, which is slow where these have other things to do.
-    place.numpy().data[:] = payload
+    # Not torch's copy: it warns of tensors over what may not be written to, and shares even small ones out to threads,
+    # which is slow where these have other things to do.
+    np.copyto(place.numpy(), np.frombuffer(payload, np.uint8))

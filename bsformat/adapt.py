@@ -12,17 +12,23 @@ FIRST_AFAR: Final = 16
 MOST: Final = 64
 #: Seconds until an answer begins, from which on a server is far away: one connection alone seldom fills such a link.
 _AFAR: Final = 0.02
-#: Bytes of a request: at first and at least, the least where memory is short, and at most. Those of a few MiB stay in
-#: the processor's caches from the socket to the digest; larger ones spend less of their time waiting for an answer.
+#: Bytes of a request: at first and at least, the least where memory is short, and at most. Larger ones spend less of
+#: their time waiting for an answer, and take longer until any of it can be used.
 FIRST_BYTES: Final = 4 << 20
 LEAST_BYTES: Final = 1 << 18
 MOST_BYTES: Final = 16 << 20
 #: A request should take this many times as long as its answer takes to begin.
 _WORTHWHILE: Final = 8
+#: And so many seconds, in which this process asks and answers for it a hundred times over, if it takes no more bytes.
+_BRISK_SECONDS: Final = 0.015
+_BRISK_BYTES: Final = 8 << 20
 #: Of what more requests would bring if the link had room for all of them, the part that must come for them to stay.
 _GAIN: Final = 0.3
 #: Fewer requests stay if they bring this part of what more of them brought.
 _SAME: Final = 0.98
+#: Share of the processors that reading takes from which on more requests are not tried: they would only wait for them,
+#: and take the room in their caches from each other.
+_CROWDED: Final = 0.4
 #: Windows that pass after a step that brought nothing, and after a setback, before another one is tried; after steps
 #: that brought nothing again and again it doubles.
 _REST: Final = 4
@@ -39,7 +45,7 @@ class Adaptive:
         memory: bytes that may be held: what is asked for at once stays within half of it, as what came may have to
             wait for what should come before it.
         now: seconds on any clock. received, setbacks: counted so far. latency: known so far, or 0; see `tick`.
-        most: requests at once that make sense for the source.
+        most: requests at once that make sense for the source. processors: of this machine; 0 for any number.
 
     Attributes:
         requests: at once, now. request_bytes: of each, now.
@@ -47,7 +53,14 @@ class Adaptive:
     """
 
     def __init__(
-        self, memory: int, now: float, received: int = 0, setbacks: int = 0, latency: float = 0.0, most: int = MOST
+        self,
+        memory: int,
+        now: float,
+        received: int = 0,
+        setbacks: int = 0,
+        latency: float = 0.0,
+        most: int = MOST,
+        processors: int = 0,
     ) -> None:
         self._room = max(1, memory // 2)
         self._most = max(1, min(most, MOST, self._room // LEAST_BYTES))
@@ -56,13 +69,15 @@ class Adaptive:
         self.rate = 0.0
         self._began, self._received, self._setbacks = now, received, setbacks
         self._size, self._busy, self._ended = 0, 0.0, 0
+        self._processors, self._worked = processors, 0.0
         self._doubling, self._upwards = True, True
         self._before: tuple[int, float] | None = None  # requests and rate before the last step
         self._resting, self._rest = 0, _REST
 
-    def ended(self, size: int, seconds: float) -> None:
-        """A request ended that brought ``size`` bytes within ``seconds``."""
+    def ended(self, size: int, seconds: float, worked: float = 0.0) -> None:
+        """A request ended that brought ``size`` bytes within ``seconds``, of which a processor ``worked`` so many."""
         self._ended += 1
+        self._worked += worked
         self._size += size
         self._busy += seconds
 
@@ -80,16 +95,18 @@ class Adaptive:
             self._doubling, self._before, self._resting = False, None, _REST
             self._next(now, received, setbacks)
         elif now - self._began >= max(_WINDOW, _ROUND_TRIPS * latency):
-            self.rate = (received - self._received) / (now - self._began)
+            elapsed = now - self._began
+            self.rate = (received - self._received) / elapsed
+            crowded = 0 < _CROWDED * self._processors * elapsed <= self._worked
             self._next(now, received, setbacks)
             self._resize(latency)
             if full:
-                self._judge()
+                self._judge(crowded)
 
     def _next(self, now: float, received: int, setbacks: int) -> None:
-        self._began, self._received, self._setbacks = now, received, setbacks
+        self._began, self._received, self._setbacks, self._worked = now, received, setbacks, 0.0
 
-    def _judge(self) -> None:
+    def _judge(self, crowded: bool) -> None:
         if self._before is not None:
             requests, rate = self._before
             self._before = None
@@ -103,6 +120,8 @@ class Adaptive:
         elif self._resting:
             self._resting -= 1
             return
+        if crowded:
+            self._doubling = self._upwards = False
         if not self._upwards:
             other = self.requests - max(1, self.requests // 4)
         else:
@@ -119,7 +138,8 @@ class Adaptive:
         if not self._ended:
             return
         streaming = max(self._busy - self._ended * latency, 0.01 * self._busy)
-        wanted = int(self._size / streaming * latency * _WORTHWHILE) if streaming > 0 else 0
+        rate = self._size / streaming if streaming > 0 else 0.0
+        wanted = max(int(rate * latency * _WORTHWHILE), min(int(rate * _BRISK_SECONDS), _BRISK_BYTES))
         wanted = 1 << max(wanted - 1, 0).bit_length()
         self.request_bytes = self._bounded(min(max(wanted, self.request_bytes // 2), self.request_bytes * 2))
         self._size, self._busy, self._ended = 0, 0.0, 0

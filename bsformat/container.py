@@ -14,6 +14,7 @@ from .cache import BlockCache
 from .cached import CachedSource, CheckedBytes
 from .cached_head import read_cached_head
 from .chains import Chains, Parts
+from .comparing import Comparing
 from .errors import BstkError, FormatError, IntegrityError, NotFoundError, TruncatedError
 from .head import Head, read_head
 from .layout import Layout
@@ -184,8 +185,18 @@ class Container:
         have = max(0, min(len(self._lead) - span.offset, span.length))
         if have:
             out[:have] = self._lead[span.offset : span.offset + have]
-        compared = fill(self._reader, span.offset + have, out[have:]) if have < span.length else False
-        return out, compared and not have
+            if have < span.length:
+                fill(self._reader, span.offset + have, out[have:])
+            return out, False
+        if self._cached is not None:
+            return out, fill(self._reader, span.offset, out)
+        ix, blocks = self.index, range(span.first, span.stop)
+        starts = [int(ix.offset[i]) - span.offset for i in blocks]
+        bounds = [(at, at + int(ix.stored[i])) for at, i in zip(starts, blocks, strict=True)]
+        comparing = Comparing(out, bounds, [ix.digest[i].tobytes() for i in blocks])
+        fill(self._reader, span.offset, out, comparing.there)
+        comparing.there(span.length)
+        return out, comparing.sound
 
     def read(self, offset: int, length: int) -> Buffer:
         """``length`` bytes of the file from ``offset``; what the first read brought along is not read again."""
@@ -206,9 +217,9 @@ class Container:
             IntegrityError: reason ``block-digest``. FormatError: ``block-codec``, ``block-padding``, ``block-values``.
         """
         if not compared and blake3.blake3(stored).digest() != block.digest:
+            there = f" in volume {volume.name}" if (volume := self.volume_of(block.number)) else ""
             raise IntegrityError(
-                f"{block}{self._volume_of(block.number)} does not match its digest: the bytes are damaged or were "
-                "changed; fetch them again",
+                f"{block}{there} does not match its digest: the bytes are damaged or were changed; fetch them again",
                 where=self.uri,
                 offset=block.offset,
                 reason="block-digest",
@@ -224,10 +235,6 @@ class Container:
         """The volume that a block lies in; None if the file, or all that there is of it, is one object."""
         at = bisect_right(self.volumes, number, key=lambda volume: volume.first_block)
         return self.volumes[at - 1] if at else None
-
-    def _volume_of(self, number: int) -> str:
-        volume = self.volume_of(number)
-        return f" in volume {volume.name}" if volume else ""
 
     @cached_property
     def _scale_chains(self) -> frozenset[int]:

@@ -21,11 +21,12 @@ from .container import Container
 from .errors import IntegrityError
 from .filling import Filler, Progress
 from .head import read_head
-from .network import Network
+from .network import Network, memory_of
 from .opening import open_container
-from .source import Buffer, ByteSource, open_source
+from .source import Buffer, ByteSource
 from .superblock import SIZE, decode
 from .traffic import CountedSource
+from .uri import open_source
 from .work_file import WorkFile
 
 
@@ -71,6 +72,7 @@ def fetch(
     root: str | None = None,
     network: Network | None = None,
     cache: BlockCache | bool = True,
+    memory: int | str | None = None,
     progress: Progress = lambda done, total: None,
     **storage_options: Any,
 ) -> Fetched:
@@ -82,7 +84,7 @@ def fetch(
         output: the local file; ``OUT.part`` beside it is what is being filled.
         budget: resident bytes of the weights, a size, or a percentage of all blocks.
         root: the root digest (64 hexadecimal digits) that the file must have.
-        network: as for `bsformat.open`.
+        network, memory: as for `bsformat.open`.
         cache: as for `bsformat.open`; it is read and nothing is added, since the local file holds it all.
         progress: called with the bytes of the prefix that are there, and those that it has.
         storage_options: given to the fsspec file system.
@@ -91,7 +93,7 @@ def fetch(
         SourceError, FormatError: as `bsformat.open`; IntegrityError with ``root-mismatch`` if the output, or what was
             begun, is of another file. BudgetError: as `Container.plan`. WriteError: the output cannot be written.
     """
-    path = os.fspath(output)
+    path, most = os.fspath(output), memory_of(memory, network)
     with ExitStack() as stack:
         source = CountedSource(open_source(uri, network=network, **storage_options))
         stack.callback(source.close)
@@ -102,8 +104,7 @@ def fetch(
             begun = work.head()
             if begun is None:
                 work.restart()
-        memory = (network or Network()).memory
-        container = _open(source, old, (work.path, begun), root, kept and kept.frozen(), memory)
+        container = _open(source, old, (work.path, begun), root, kept and kept.frozen(), most)
         plan = container.plan(budget)
         have = _held(old) if old else 0
         filler = Filler(container, work, old, have, plan.n_blocks, progress)

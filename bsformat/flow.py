@@ -4,17 +4,19 @@ Threads read ranges, and compare and decode their blocks, while others wait for 
 order of the file, or as they come.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from .adapt import LEAST_BYTES, Adaptive
 from .block import Block, Span
 from .buffers import Buffers, Lease
 from .container import Container
+from .errors import FormatError
 from .source import Buffer
 from .stopping import Stop, reading_for
 
@@ -53,12 +55,14 @@ class Part:
 
     Attributes:
         span: which blocks it has. data: its bytes.
-        blocks: with their checked payloads, in the order of the file.
+        blocks: with their checked payloads, in the order of the file; none where they were examined instead.
+        problems: what that found.
     """
 
     span: Span
     data: Buffer
     blocks: list[tuple[Block, Payload]]
+    problems: list[FormatError] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -82,6 +86,8 @@ class Flow:
         requests: in flight at once, or come and not yet let go; None: adapted to the link, within the memory.
         ordered: give the parts in the order of the file; else as they come.
         watch: called in the caller's thread, after each part that came and ten times a second while none comes.
+        examine: called in the threads that read, with a span, its bytes, and whether its blocks were compared with
+            their digests; gives what is wrong. None: blocks are decoded, and the first that is damaged ends it all.
     """
 
     def __init__(
@@ -94,7 +100,9 @@ class Flow:
         requests: int | None = None,
         ordered: bool = True,
         watch: Callable[[Reading], object] | None = None,
+        examine: Callable[[Span, Buffer, bool], list[FormatError]] | None = None,
     ) -> None:
+        self._examine = examine
         self._container, self._runs, self._ordered = container, list(runs), ordered
         self._request_bytes, self._requests, self._watch = request_bytes, requests, watch
         self._total = sum(container.layout.extent(first, stop) for first, stop in self._runs)
@@ -112,6 +120,7 @@ class Flow:
             self._signals.setbacks,
             self._signals.latency,
             self._signals.most if requests is None else requests,
+            os.cpu_count() or 0,
         )
         self._jobs: list[_Job] = []  # taken up and not yet given out, in the order of the file
         self._lent = 0  # given out and not yet let go
@@ -213,12 +222,14 @@ class Flow:
                 self._came.notify()
 
     def _do(self, job: _Job) -> None:
-        began, part, failure = time.monotonic(), None, None
+        began, busy, part, failure = time.monotonic(), time.thread_time(), None, None
         try:
             data, compared = self._container.read_span(job.span, job.lease.view)
-            blocks = list(self._container.decode_span(job.span, data, compared=compared))
-            part = Part(job.span, data, blocks)
-            del data, blocks
+            if self._examine is None:
+                part = Part(job.span, data, list(self._container.decode_span(job.span, data, compared=compared)))
+            else:
+                part = Part(job.span, data, [], self._examine(job.span, data, compared))
+            del data
         except BaseException as error:
             failure = error
         with self._lock:
@@ -229,7 +240,7 @@ class Flow:
                 self._freed.notify_all()
             self._done += job.span.length
             self._waiting += job.span.length
-            self._pace.ended(job.span.length, time.monotonic() - began)
+            self._pace.ended(job.span.length, time.monotonic() - began, time.thread_time() - busy)
             self._look()
             if job.error is not None or not self._ordered or self._jobs[0] is job:
                 self._came.notify()

@@ -16,30 +16,31 @@ from .answers import Answer, Headers, LinkError
 from .errors import (
     AccessDeniedError,
     BstkError,
-    NotFoundError,
     RangeError,
     ShortReadError,
     SourceChangedError,
     SourceError,
 )
 from .forward import ForwardStream
-from .http_failures import IgnoresRangesError, Refused, failure_of, size_before
+from .http_failures import IgnoresRangesError, Refused, failure_of, no_access, size_before
 from .identity import Identity
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .redirects import Requester
-from .source import Buffer, beside, checked, within
+from .source import Buffer, There, beside, checked, within
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_DENIED = frozenset({401, 403, 407})
-_GONE = frozenset({404, 410})
 
 
 class _Body:
-    """The bytes of one read, and how many of them are there."""
+    """The bytes of one read, and how many of them are there, which ``there`` is told."""
 
-    def __init__(self, offset: int, out: memoryview) -> None:
+    def __init__(self, offset: int, out: memoryview, there: There) -> None:
         self.offset, self.length, self.done = offset, len(out), 0
-        self.out = out
+        self.out, self.there = out, there
+
+    def reach(self, done: int) -> None:
+        self.done = done
+        self.there(done)
 
 
 class HttpSource:
@@ -124,12 +125,16 @@ class HttpSource:
 
     def get_into(self, offset: int, out: memoryview) -> None:
         """See `bsformat.source.FillingSource.get_into`."""
+        self.get_telling(offset, out, lambda count: None)
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> None:
+        """See `bsformat.source.TellingSource.get_telling`."""
         if self._stream is not None:
             out[:] = checked(self._stream.get(offset, len(out)), offset, len(out), self.name)
             return
         if self._identity is not None:
             within(offset, len(out), self._identity.size, self.name)
-        came = self._run(offset, out)
+        came = self._run(offset, out, there)
         checked(out[:came], offset, len(out), self.name)
 
     def close(self) -> None:
@@ -139,12 +144,12 @@ class HttpSource:
             self._stream = None
         self._requester.close()
 
-    def _run(self, offset: int, out: memoryview) -> int:
+    def _run(self, offset: int, out: memoryview, there: There = lambda count: None) -> int:
         """Fill ``out``; gives how many bytes there were, fewer where the object ends."""
         if len(out) == 0:
             return 0
         try:
-            return self._read(_Body(offset, out))
+            return self._read(_Body(offset, out, there))
         except BstkError:
             raise
         except Exception as error:
@@ -197,7 +202,7 @@ class HttpSource:
             before = body.done
             self._receive(answer, body, got, patience.left)
             if body.done == before + got and answer.has_more():
-                body.done = before  # nothing of it is trusted
+                body.reach(before)  # nothing of it is trusted
                 self._unsound(ShortReadError, f"the server sends more than the {got} bytes it announced", start)
             if body.done < body.length:
                 raise Transient(self._fewer(body, got, start, stop))
@@ -209,7 +214,7 @@ class HttpSource:
 
         def came(count: int) -> None:
             self.signals.came(count)
-            body.done += count
+            body.reach(body.done + count)
             if slow := pace.came(count):
                 raise Transient(SourceError(slow, where=self.name, offset=start), pressed=True)
 
@@ -251,16 +256,8 @@ class HttpSource:
                 "download it and name the local path, or allow it to be read as a stream (--allow-stream)",
                 offset,
             )
-        if status in _GONE:
-            how = "it was there when it was opened" if later else "check the URL"
-            raise Refused(NotFoundError(f"no such object ({text}): {how}", where=self.name), url)
-        if status in _DENIED:
-            how = (
-                "access was granted before: a signature or credentials have expired; open it again with fresh ones"
-                if later
-                else "check the credentials"
-            )
-            raise Refused(AccessDeniedError(f"access denied ({text}): {how}", where=self.name), url)
+        if (error := no_access(status, text, self.name, later=later)) is not None:
+            raise Refused(error, url)
         if self._identity is not None and status == 412:
             pinned = self._identity.etag or self._identity.modified
             how = response.headers.get("ETag", "another one now")

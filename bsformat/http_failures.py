@@ -5,9 +5,11 @@ import re
 import yarl
 
 from .answers import Answer, LinkError
-from .errors import RangeError, SourceError
+from .errors import AccessDeniedError, NotFoundError, RangeError, SourceError
 from .network import Transient, without_secrets
 
+_DENIED = frozenset({401, 403, 407})
+_GONE = frozenset({404, 410})
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})")
 
 
@@ -21,6 +23,24 @@ class Refused(Exception):
 
 class IgnoresRangesError(RangeError):
     """A 200 to a request for a range."""
+
+
+def no_access(status: int, text: str, where: str, *, later: bool) -> SourceError | None:
+    """What an answer means that says that there is no such object, or not for who asks; None of any other answer.
+
+    Args:
+        text: the status in words.
+        later: whether the object could be read before.
+    """
+    if status in _GONE:
+        how = "it was there when it was opened" if later else "check the URL"
+        return NotFoundError(f"no such object ({text}): {how}", where=where)
+    if status in _DENIED:
+        how = "check the credentials"
+        if later:
+            how = "access was granted before: a signature or credentials have expired; open it again with fresh ones"
+        return AccessDeniedError(f"access denied ({text}): {how}", where=where)
+    return None
 
 
 def size_before(answer: Answer, offset: int) -> int | None:

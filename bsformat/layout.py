@@ -1,5 +1,6 @@
 """Where the blocks of a file lie, and how runs of them are cut into ranges to read."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -43,10 +44,11 @@ class Layout:
             max_memory: bytes that it may take together with those; None: any number. One block is in it in any case.
         """
         offset = int(self._offset[first])
-        last = int(np.searchsorted(self.ends[:stop], offset + max_bytes, side="right"))
+        # numpy would let go of the interpreter for this: who holds a lock then lets others wait for both.
+        last = bisect_right(self.ends, offset + max_bytes, hi=stop)
         before = int(self._costs[first - 1] - self.ends[first - 1]) if first else 0
         if max_memory is not None:
-            last = min(last, int(np.searchsorted(self._costs[:stop], offset + before + max_memory, side="right")))
+            last = min(last, bisect_right(self._costs, offset + before + max_memory, hi=stop))
         last = max(last, first + 1)
         if len(self._starts):
             following = int(np.searchsorted(self._starts, first, side="right"))

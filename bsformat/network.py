@@ -51,6 +51,20 @@ def default_memory() -> int:
     return size
 
 
+def memory_of(memory: int | str | None, network: "Network | None") -> int:
+    """Bytes of host memory that reading may take: ``memory``, a number or a size, if it is given, else the network's.
+
+    Raises:
+        BudgetError: it is no size above 0.
+    """
+    if memory is None:
+        return default_memory() if network is None else network.memory
+    size = parse_size(memory)
+    if size <= 0:
+        raise BudgetError(f"memory is {memory!r}, and must be a size as 256MiB", reason="budget-invalid")
+    return size
+
+
 def default_backend() -> str:
     """`Network.backend` where nothing is said: ``BSTK_BACKEND``, or fsspec.
 

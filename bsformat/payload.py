@@ -113,9 +113,16 @@ def check(
         )
     named = [("u", parts.u), ("v", parts.v)] + ([] if parts.scale is None else [("scale", parts.scale)])
     for name, values in named:
-        finite = np.isfinite(values) if values.dtype != np.uint8 else (values & 0x7F) != 0x7F
-        if not finite.all():
+        if not _finite(values):
             raise FormatError(f"{what}: {name} has a value that is not finite", where=where, reason="block-values")
+
+
+def _finite(values: Array) -> bool:
+    """Whether all of some factors, float16, float32 or uint8 holding e4m3, are finite."""
+    if values.dtype != np.uint8:
+        return bool(np.isfinite(values).all())
+    codes = values.tobytes()  # two searches of bytes are several times faster than arithmetic
+    return b"\x7f" not in codes and b"\xff" not in codes
 
 
 def as_float(data: Array, dtype: str) -> Array:

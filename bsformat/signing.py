@@ -19,8 +19,9 @@ from .container import Container
 from .errors import SignatureError
 from .keys import check_bytes, sign_bytes
 from .opening import open_container
-from .source import ByteSource, open_source
+from .source import ByteSource
 from .statement import LIMIT, Envelope, Statement, pae, read_bundle, read_statement
+from .uri import open_source
 from .verify import CHUNK
 
 Place = str | os.PathLike[str] | ByteSource

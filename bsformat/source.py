@@ -6,12 +6,9 @@ error unless every response is checked.
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
-
-import fsspec
 
 from .errors import (
     AccessDeniedError,
@@ -20,12 +17,14 @@ from .errors import (
     SourceChangedError,
     SourceError,
 )
-from .network import Network, Signals, without_secrets
-from .only_file import the_only
+from .network import Signals, without_secrets
 
 Buffer = bytes | bytearray | memoryview
-#: Connections to one S3 endpoint, unless the storage options say otherwise.
-S3_CONNECTIONS = 64
+#: Called with how many leading bytes of a buffer are in place, as they come. A smaller number than before takes back
+#: those after it.
+There = Callable[[int], object]
+#: Bytes that a local file gives at a time to who wants to know what is there: a part of the processor's caches.
+_STEP = 1 << 19
 
 
 @runtime_checkable
@@ -79,14 +78,29 @@ class SiblingSource(Protocol):
         ...
 
 
+@runtime_checkable
+class TellingSource(FillingSource, Protocol):
+    """A source that says how far it is while it reads."""
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> object:
+        """As `FillingSource.get_into`; calls ``there`` in the same thread, at any times."""
+        ...
+
+
 def signals_of(source: ByteSource) -> Signals:
     """What a source notices of its server; of one that notices nothing, nothing."""
     signals = getattr(source, "signals", None)
     return signals if isinstance(signals, Signals) else Signals()
 
 
-def fill(source: ByteSource, offset: int, out: memoryview) -> bool:
-    """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared."""
+def fill(source: ByteSource, offset: int, out: memoryview, there: There | None = None) -> bool:
+    """Fill ``out`` from any source, as `FillingSource.get_into`; whether its blocks were compared.
+
+    Args:
+        there: told how far it is, by a source that can.
+    """
+    if there is not None and (get_telling := getattr(source, "get_telling", None)) is not None:
+        return get_telling(offset, out, there) is True
     get_into = getattr(source, "get_into", None)  # cheaper than asking for the protocol at every range
     if get_into is not None:
         return get_into(offset, out) is True
@@ -155,13 +169,21 @@ class FileSource:
 
     def get_into(self, offset: int, out: memoryview) -> None:
         """See `FillingSource.get_into`."""
+        self._read(offset, out, len(out), lambda count: None)
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> None:
+        """See `TellingSource.get_telling`."""
+        self._read(offset, out, _STEP, there)
+
+    def _read(self, offset: int, out: memoryview, step: int, there: There) -> None:
         done = 0
         with translated(self.name):
             while done < len(out):
-                count = os.preadv(self._fd, [out[done:]], offset + done)
+                count = os.preadv(self._fd, [out[done : done + step]], offset + done)
                 if count == 0:
                     break
                 done += count
+                there(done)
             if self._stat() != self._identity:
                 raise SourceChangedError("the file was written to while it was read; open it again", where=self.name)
         checked(out[:done], offset, len(out), self.name)
@@ -208,61 +230,6 @@ class FsspecSource:
 
     def close(self) -> None:
         """Nothing to release: fsspec shares its file systems."""
-
-
-def open_source(
-    uri: str | os.PathLike[str] | ByteSource, *, network: Network | None = None, **storage_options: Any
-) -> ByteSource:
-    """A source for a path or URI.
-
-    Args:
-        uri: a local path, ``file://``, ``http(s)://``, ``s3://``, ``hf://``, or anything else that fsspec opens.
-            A directory, or a repository of a hub without the name of a file, means the only ``.bstk`` in it.
-            A `ByteSource` is returned as it is.
-        network: timeouts, attempts and deadlines of reads over http(s) and s3; None: those of `Network()`.
-        storage_options: given to the fsspec file system.
-
-    Raises:
-        SourceError: no such file, no access, or no file system for that protocol.
-    """
-    if isinstance(uri, ByteSource):
-        return uri
-    name = os.fspath(uri)
-    scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
-    if scheme in ("", "file", "local"):
-        path = fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name
-        return FileSource(_within_folder(path) if os.path.isdir(path) else path)
-    if scheme == "hf" and not name.startswith("hf://buckets/"):
-        from .hub import open_hub
-
-        return open_hub(name, network, storage_options)
-    if scheme in ("http", "https", "s3", "s3a") and (network or Network()).backend == "obstore":
-        from .obstore_source import open_store
-
-        return open_store(name, network or Network(), storage_options)
-    if scheme in ("s3", "s3a"):
-        # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
-        given = storage_options.get("config_kwargs") or {}
-        storage_options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, **given}
-    try:
-        fs, path = fsspec.core.url_to_fs(name, **storage_options)
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"cannot be opened: {without_secrets(str(error))}", where=without_secrets(name)) from None
-    if scheme in ("http", "https"):
-        from .http import HttpSource
-
-        return HttpSource(fs, name, network)
-    if scheme in ("s3", "s3a"):
-        from .s3 import S3Source
-
-        return S3Source(fs, path, without_secrets(name), network)
-    return FsspecSource(fs, path, without_secrets(name))
-
-
-def _within_folder(folder: str) -> str:
-    with translated(folder):
-        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".bstk") and entry.is_file()]
-    return os.path.join(folder, the_only(names, folder, "directory"))
 
 
 def beside(path: str, name: str) -> str:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 
 from .network import Signals
-from .source import Buffer, ByteSource, fill, signals_of
+from .source import Buffer, ByteSource, There, fill, signals_of
 from .volume_source import VolumeSource
 from .volumes import Extent
 
@@ -40,7 +40,14 @@ class CountedSource:
 
     def get_into(self, offset: int, out: memoryview) -> bool:
         """See `bsformat.source.FillingSource.get_into`."""
-        compared = fill(self._source, offset, out)
+        return self._fill(offset, out, None)
+
+    def get_telling(self, offset: int, out: memoryview, there: There) -> bool:
+        """See `bsformat.source.TellingSource.get_telling`."""
+        return self._fill(offset, out, there)
+
+    def _fill(self, offset: int, out: memoryview, there: There | None) -> bool:
+        compared = fill(self._source, offset, out, there)
         self._count(len(out))
         return compared
 

@@ -1,20 +1,23 @@
 """Reading everything in a file once and naming whatever is wrong with it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from .block import Span
 from .container import Container
 from .errors import BstkError, FormatError
+from .flow import Flow
 from .network import Network
 from .opening import open_container
-from .source import ByteSource
+from .source import Buffer, ByteSource
 
-#: Bytes read and checked at a time.
-CHUNK = 8 << 20
+#: Bytes of blocks that are read in one go, without threads; more are read as a model that loads them reads them.
+CHUNK = 1 << 20
 #: What is said once of a volume, of which nothing more is read then.
 _VOLUME_FAULTS = frozenset({"volume-missing", "volume-truncated", "volume-trailing-bytes"})
 
@@ -48,6 +51,7 @@ def verify(
     *,
     root: str | None = None,
     network: Network | None = None,
+    memory: int | str | None = None,
     progress: Callable[[int], object] = lambda n: None,
     **storage_options: Any,
 ) -> Report:
@@ -55,7 +59,7 @@ def verify(
 
     Args:
         root: the root digest that the file must have.
-        network: see `bsformat.open`.
+        network, memory: see `bsformat.open`; an open container has its own.
         progress: called with the number of bytes checked since the last call.
 
     Raises:
@@ -66,7 +70,7 @@ def verify(
     container = (
         uri
         if isinstance(uri, Container)
-        else open_container(uri, root=root, network=network, cache=False, **storage_options)
+        else open_container(uri, root=root, network=network, cache=False, memory=memory, **storage_options)
     )
     try:
         report = Report(
@@ -77,47 +81,76 @@ def verify(
             container.superblock.present_length,
         )
         for item in container.metadata.attachments:
-            _collect(report, partial(container.attachment, item.name))
+            _collect(report.problems, partial(container.attachment, item.name))
         head = container.superblock
         tail = head.head_length + head.attachments_length
         if tail < head.blocks_offset:
             padding = container.read(tail, head.blocks_offset - tail)
-            _collect(report, partial(container.check_zero, padding, tail))
+            _collect(report.problems, partial(container.check_zero, padding, tail))
         progress(head.blocks_offset)
-        faulty = None
-        for span in container.spans(0, container.available_blocks, CHUNK):
-            volume = container.volume_of(span.first)
-            if faulty is None or volume is not faulty:
-                faulty = None if _check_span(report, container, span) else volume
-            progress(span.length)
+        starts = [volume.first_block for volume in container.volumes] or [0]
+        for start, stop in pairwise([*starts, container.available_blocks]):
+            if start < stop:
+                _check_blocks(report, container, start, stop, progress)
         return report
     finally:
         if container is not uri:
             container.close()
 
 
-def _collect(report: Report, check: Callable[[], object]) -> None:
+def _collect(problems: list[BstkError], check: Callable[[], object]) -> None:
     try:
         check()
     except FormatError as error:
-        report.problems.append(error)
+        problems.append(error)
 
 
-def _check_span(report: Report, container: Container, span: Span) -> bool:
-    """Collect what is wrong with the blocks of a span; False if the volume that it lies in cannot be read."""
+def _check_blocks(
+    report: Report, container: Container, start: int, stop: int, progress: Callable[[int], object]
+) -> None:
+    """Collect what is wrong with the blocks of a volume, or of a file of one, and the padding between them.
+
+    In the order of the file; a fault of the volume as a whole comes last, and nothing more is read of it.
+    """
+    found: list[tuple[int, Sequence[BstkError]]] = []
+    length, done = container.layout.extent(start, stop), 0
     try:
-        view = memoryview(container.read(span.offset, span.length))
+        for first, problems, checked in _checked_spans(container, start, stop, length):
+            found.append((first, problems))
+            done += checked
+            progress(checked)
     except BstkError as error:
         if error.reason not in _VOLUME_FAULTS:
             raise
-        report.problems.append(error)
-        return False
+        found.append((stop, [error]))
+        progress(length - done)
+    report.problems.extend(problem for _, some in sorted(found, key=lambda entry: entry[0]) for problem in some)
+
+
+def _checked_spans(
+    container: Container, start: int, stop: int, length: int
+) -> Iterator[tuple[int, Sequence[BstkError], int]]:
+    """The first block of each span, what is wrong with it, and its bytes; the spans in any order."""
+    examine = partial(_span_problems, container)
+    if length <= CHUNK:
+        for span in container.spans(start, stop, CHUNK):
+            yield span.first, examine(span, container.read(span.offset, span.length), False), span.length
+        return
+    flow = Flow(container, [(start, stop)], memory=container.memory, ordered=False, examine=examine)
+    with closing(iter(flow)) as parts:
+        for part in parts:
+            yield part.span.first, part.problems, part.span.length
+
+
+def _span_problems(container: Container, span: Span, data: Buffer, compared: bool) -> list[BstkError]:
+    problems: list[BstkError] = []
+    view = memoryview(data)
     for number in range(span.first, span.stop):
         block = container.block(number)
         at = block.offset - span.offset
         end = at + block.stored
-        _collect(report, partial(container.decode_block, block, view[at:end]))
+        _collect(problems, partial(container.decode_block, block, view[at:end], compared=compared))
         following = container.index.offset[number + 1] - span.offset if number + 1 < span.stop else span.length
         gap = view[end : int(following)]
-        _collect(report, partial(container.check_zero, gap, span.offset + end))
-    return True
+        _collect(problems, partial(container.check_zero, gap, span.offset + end))
+    return problems

@@ -1,8 +1,14 @@
 """Fixtures that more than one folder of tests uses."""
 
+import gc
 import importlib.util
 import os
+import sys
 from pathlib import Path
+
+# Several processes share the processors: more threads in each would wait for each other. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -19,6 +25,38 @@ os.environ["BSTK_CACHE"] = "off"
 
 #: The fixtures `hub`; `tiny_model` and `tiny_bstk`; `nginx`, `s3` and `scripted`.
 pytest_plugins = ["tests.hub", "tests.models", "tests.servers"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests of the real model first, as they take longest, and what shares fixtures in one process."""
+    items.sort(key=_is_slow, reverse=True)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "model" if _is_slow(item) else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("model") is not None
+
+
+_modules_frozen = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Take what was imported so far, up to a million objects, out of every later collection of garbage."""
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 200:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)
+
+
+def pytest_unconfigure() -> None:
+    """What was frozen would count as leaked where libraries look for that at the end."""
+    gc.unfreeze()
+
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 

@@ -43,7 +43,16 @@ def sealed(image: Image) -> bytes:
 
 _CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 #: Texts in the sources that look like the code of a reason and are none.
-_NO_REASONS = {"base-model", "content-range", "proxy-authorization", "retry-after", "utf-8"}
+_NO_REASONS = {
+    "base-model",
+    "content-length",
+    "content-range",
+    "keep-alive",
+    "latin-1",
+    "proxy-authorization",
+    "retry-after",
+    "utf-8",
+}
 
 
 def _is_reason(node: ast.AST) -> Iterator[str]:

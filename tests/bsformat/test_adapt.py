@@ -69,6 +69,18 @@ def test_noise_does_not_drive_it_up_or_down() -> None:
     assert wide.received > 0.75 * 200 * 120e6
 
 
+@pytest.mark.parametrize("worked", [0.0, 0.03])
+def test_it_stays_low_where_the_processors_have_enough_to_do(worked: float) -> None:
+    """Chance says at every look that more requests brought more."""
+    pace, most = Adaptive(1 << 30, 0.0, processors=2), 0
+    for i in range(1, 200):
+        for _ in range(10):
+            pace.ended(MIB, 0.04, worked / 2)
+        pace.tick(0.1 * i, int(1e6 * 2**i), 0, 0.0002)
+        most = max(most, pace.requests)
+    assert most <= 4 if worked else most == MOST
+
+
 def test_setbacks_halve_it() -> None:
     pace = Adaptive(1 << 30, 0.0)
     pace.requests = 32

@@ -508,7 +508,7 @@ def test_verify_reads_every_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data = wide(0, 20_000)
     source = Counting(data)
     assert bsformat.verify(source).ok
-    covered = [(offset, offset + length) for offset, length in source.reads]
-    assert len(covered) == 3  # the first read, and one for the rest of each block
+    covered = sorted((offset, offset + length) for offset, length in source.reads)
+    assert len(covered) == 2  # the first read, and the rest
     assert (covered[0][0], covered[-1][1]) == (0, len(data))
     assert all(a[1] == b[0] for a, b in pairwise(covered))

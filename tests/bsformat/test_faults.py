@@ -26,7 +26,7 @@ from bsformat.errors import (
     SourceChangedError,
     SourceError,
 )
-from bsformat.source import open_source
+from bsformat.uri import open_source
 from tests.bsformat import faulty
 from tests.bsformat.encoder import Image
 from tests.bsformat.faulty import Fault, FaultyServer, serving, status

@@ -71,6 +71,31 @@ def test_runs_of_a_file_over_http(data: bytes, nginx: Nginx, ordered: bool) -> N
         assert {r.if_match for r in nginx.log()} != {""}
 
 
+def test_verifying_reads_side_by_side_and_every_byte_once(data: bytes, nginx: Nginx) -> None:
+    url, seen = nginx.put("f.bstk", data), list[int]()
+    nginx.log()
+    nginx.clear()
+    report = bsformat.verify(url, network=network(Clock(), memory=MIB), progress=seen.append)
+    assert report.ok
+    assert sum(seen) == report.size == len(data) == sum(r.bytes for r in nginx.log())
+    assert len(nginx.log()) > 4
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_verifying_lists_all_damage_in_its_order(data: bytes, tmp_path: Path, where: str) -> None:
+    with bsformat.open(bsformat.MemorySource(data)) as container:
+        wrong = [3, 4, 90, 91, 200, len(container) - 1]
+        offsets = [container.block(i).offset for i in wrong]
+    spoiled = bytearray(data)
+    for at in offsets:
+        spoiled[at + 7] ^= 1
+    path = tmp_path / "f.bstk"
+    path.write_bytes(spoiled)
+    report = bsformat.verify(path if where == "file" else bsformat.MemorySource(bytes(spoiled)))
+    found = [(problem.reason, problem.offset) for problem in report.problems]
+    assert found == [("block-digest", at) for at in offsets]
+
+
 def test_connections_are_used_again(data: bytes, nginx: Nginx) -> None:
     url = nginx.put("f.bstk", data)
     with bsformat.open(url, cache=False) as container:

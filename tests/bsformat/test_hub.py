@@ -11,7 +11,8 @@ import bsformat
 from bsformat import BlockCache, Network
 from bsformat.errors import AccessDeniedError, BstkError, NotFoundError, SourceChangedError, SourceError
 from bsformat.hub_file import HubFile
-from bsformat.source import ByteSource, FileSource, open_source
+from bsformat.source import ByteSource, FileSource
+from bsformat.uri import open_source
 from tests.bsformat.conftest import write_small
 from tests.bsformat.test_faults import Clock, network
 from tests.bsformat.volumes import write_volumes

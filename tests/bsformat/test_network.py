@@ -19,7 +19,7 @@ from bsformat import Network
 from bsformat.errors import AccessDeniedError, RangeError, SourceChangedError, SourceError
 from bsformat.identity import Identity
 from bsformat.network import Transient, retry_after, without_secrets
-from bsformat.source import open_source
+from bsformat.uri import open_source
 from tests.bsformat import faulty
 from tests.bsformat.faulty import FaultyServer, serving, status
 from tests.bsformat.test_faults import DATA, Clock, network, one_line, watched

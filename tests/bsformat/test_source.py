@@ -25,7 +25,7 @@ from bsformat.errors import (
     SourceChangedError,
     SourceError,
 )
-from bsformat.source import open_source
+from bsformat.uri import open_source
 from tests.servers import S3, Nginx, Reply, Request, Scripted
 
 #: 200,000 bytes in which every aligned four say where they are.

@@ -4,6 +4,7 @@ import datetime
 import socket
 import threading
 import time
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +14,11 @@ import bsformat
 from bsformat.answers import Headers
 from bsformat.errors import NotFoundError, RangeError, SourceChangedError, SourceError
 from bsformat.http import HttpSource
-from bsformat.source import open_source
 from bsformat.stopping import Stop, reading_for
+from bsformat.uri import open_source
 from bsformat.watchdog import Watch
 from tests.bsformat import faulty
+from tests.bsformat.encoder import sample
 from tests.bsformat.faulty import FaultyServer, serving
 from tests.bsformat.test_faults import (
     DATA,
@@ -262,14 +264,27 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BSTK_BACKEND", "obstore")
     settings = bsformat.Network()
     assert (settings.memory, settings.backend) == (24 << 20, "obstore")
+    small = bsformat.MemorySource(sample().seal())
+    for given, settings_of, found in (
+        (None, None, 24 << 20),
+        (None, bsformat.Network(memory=5), 5),
+        ("1MiB", bsformat.Network(memory=5), 1 << 20),
+        (7, None, 7),
+    ):
+        assert bsformat.open(small, memory=given, network=settings_of).memory == found
+    for wrong in (0, "0", "-3", "60%", "a lot"):
+        for function in (bsformat.open, bsformat.verify, partial(bsformat.fetch, output="never")):
+            with pytest.raises(bsformat.errors.BudgetError) as caught:
+                function(small, memory=wrong)
+            assert repr(wrong) in str(caught.value)
     monkeypatch.setenv("BSTK_BACKEND", "carrier-pigeon")
     with pytest.raises(SourceError, match="BSTK_BACKEND is 'carrier-pigeon'"):
         bsformat.Network()
     with pytest.raises(ValueError, match=r"Network.backend is 'carrier-pigeon'"):
         bsformat.Network(backend="carrier-pigeon")
     monkeypatch.setenv("BSTK_BACKEND", "")
-    for wrong in ("a lot", "0", "-3"):
-        monkeypatch.setenv("BSTK_MEMORY", wrong)
-        with pytest.raises(bsformat.BstkError, match="BSTK_MEMORY is") as caught:
+    for text in ("a lot", "0", "-3"):
+        monkeypatch.setenv("BSTK_MEMORY", text)
+        with pytest.raises(bsformat.BstkError, match="BSTK_MEMORY is") as refused:
             bsformat.Network()
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(refused.value)

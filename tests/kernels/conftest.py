@@ -1,7 +1,9 @@
 """Chains to test on, and error bounds derived from how the sums are made."""
 
+import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,56 @@ CASES = [
     pytest.param(("torch", "cuda"), id="torch-cuda", marks=GPU),
     pytest.param(("reference", "cpu"), id="reference"),
 ]
+
+
+class _Restored:
+    """Stands in for what ends a patch that was not made."""
+
+    def restore(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpret_faster() -> Iterator[None]:
+    """Have triton's interpreter prepare its language once for a kernel, and not for each function that this calls.
+
+    That is a third of its time. What is prepared already stays as it is; without these names nothing changes.
+    """
+    try:
+        interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+        prepare, language = interpreter._patch_lang, interpreter.tl
+    except (ImportError, AttributeError):
+        yield
+        return
+    ready: set[int] = set()
+
+    def once(fn: Any) -> Any:
+        modules = {id(value) for value in fn.__globals__.values() if value is language or value is language.core}
+        if modules and modules <= ready:
+            return _Restored()
+        scope, outermost = prepare(fn), not ready
+        ready.update(modules)
+        if outermost:
+            restore = scope.restore
+
+            def end() -> None:
+                ready.clear()
+                restore()
+
+            scope.restore = end
+        return scope
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter, "_patch_lang", once)
+        yield
+
+
+def may_vary(case: tuple[str, str]) -> bool:
+    """Whether a kernel could give other bits the next time, so that it has to run twice.
+
+    Interpreted, its programs run one after the other: the same by construction, and seconds of work.
+    """
+    return case != ("triton", "cpu")
 
 
 @pytest.fixture(params=CASES)

@@ -3,6 +3,7 @@ import torch
 
 from bitstack.kernels import linear
 from bitstack.kernels.reference import dense
+from tests.kernels.conftest import may_vary
 
 MIXED = [(8, True), (6, False), (4, True), (1, True)]
 
@@ -16,8 +17,9 @@ def _check(make_chain, bound, case, m, n, blocks, tokens, dtype=torch.float32, *
     assert linear(x, chain, out=out, backend=backend) is out
     error = (out.double() - exact).abs()
     assert (error <= bound(chain, exact, dtype, x)).all(), f"largest error {error.max():.3g}"
-    again = linear(x, chain, backend=backend)
-    assert torch.equal(again, out)
+    if may_vary(case):
+        again = linear(x, chain, backend=backend)
+        assert torch.equal(again, out)
     return out
 
 

@@ -5,6 +5,7 @@ import torch
 
 from bitstack.kernels import Chain, LowRankBlock, SignBlock, SparseBlock, linear, rebuild, rows
 from bitstack.kernels.reference import dense, entries
+from tests.kernels.conftest import may_vary
 
 F8 = torch.float8_e4m3fn
 EVERY = [
@@ -20,8 +21,9 @@ EVERY = [
 
 
 def _check(chain, bound, backend, *, tokens=(2, 9), dtypes=(torch.float32,)):
-    """Products, the matrix and rows of it, against float64; outputs are poisoned, and the same again the next time."""
-    exact = dense(chain)
+    """Products, the matrix and rows of it, against float64; outputs are poisoned, and the same again the next time,
+    where it could be otherwise."""
+    exact, repeat = dense(chain), may_vary((backend, chain.device.type))
     g = torch.Generator().manual_seed(1)
     for dtype in dtypes:
         for count in tokens:
@@ -30,11 +32,13 @@ def _check(chain, bound, backend, *, tokens=(2, 9), dtypes=(torch.float32,)):
             out = torch.full((count, chain.rows), float("nan"), dtype=dtype, device=chain.device)
             linear(x, chain, out=out, backend=backend)
             assert ((out.double() - y).abs() <= bound(chain, y, dtype, x)).all(), f"{count} tokens of {dtype}"
-            assert torch.equal(linear(x, chain, backend=backend), out)
+            if repeat:
+                assert torch.equal(linear(x, chain, backend=backend), out)
         w = torch.full((chain.rows, chain.columns), float("nan"), dtype=dtype, device=chain.device)
         rebuild(chain, dtype=dtype, out=w, backend=backend)
         assert ((w.double() - exact).abs() <= bound(chain, exact, dtype)).all(), f"matrix in {dtype}"
-        assert torch.equal(rebuild(chain, dtype=dtype, backend=backend), w)
+        if repeat:
+            assert torch.equal(rebuild(chain, dtype=dtype, backend=backend), w)
         ids = torch.randint(-chain.rows, chain.rows, (min(70, 3 * chain.rows),), generator=g).to(chain.device)
         got = rows(chain, ids, dtype=dtype, backend=backend)
         assert ((got.double() - exact[ids]).abs() <= bound(chain.select(ids), exact[ids], dtype)).all()
@@ -70,7 +74,9 @@ def test_types_of_every_kind(make_chain, bound, case, dtype):
 )
 def test_first_last_and_alone(make_chain, bound, case, blocks):
     backend, device = case
-    _check(make_chain(131, 37, blocks, device=device), bound, backend, dtypes=[torch.float32, torch.half])
+    # Interpreted, seconds each: types are tested with blocks of every kind.
+    dtypes = [torch.float32, torch.half] if may_vary(case) else [torch.float32]
+    _check(make_chain(131, 37, blocks, device=device), bound, backend, dtypes=dtypes)
 
 
 @pytest.mark.parametrize("fp8", [False, True])

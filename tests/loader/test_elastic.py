@@ -139,7 +139,8 @@ def test_a_failed_growth_leaves_the_model_as_it_was(
 def test_a_closed_file_lets_a_model_shrink_but_not_grow(tmp_path: Any, tiny_bytes: bytes) -> None:
     path = tmp_path / "tiny.bstk"
     path.write_bytes(tiny_bytes)
-    model = bitstack.load(path, "70%", "cpu")
+    model = bitstack.load(path, "70%", "cpu", memory="3MiB")
+    assert model.bitstack.container.memory == 3 << 20
     expected = logits(model)
     model.bitstack.close()
     with pytest.raises(SourceError):

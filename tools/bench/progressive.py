@@ -19,7 +19,8 @@ import torch
 import bitstack
 import bsformat
 from bsformat import ByteSource
-from bsformat.source import Buffer, open_source
+from bsformat.source import Buffer
+from bsformat.uri import open_source
 
 
 class Link:

@@ -5,6 +5,9 @@ of virtual devices, and the kernel's token bucket), and one of 1 Gbit/s with 50 
 devices and `bitstack.tools.bench.link`, with frames of 9000 bytes, which it can carry at that rate; few kernels have
 netem). For each, the share of the link's rate that blocks come at, compared with their digests, with requests fixed in
 number and adapted; and curl with as many connections.
+
+With ``--generate BUDGET``, FILE is a model instead, and `bitstack.tools.bench.progressive` loads it over each link,
+once whole and once progressively, several times, and generates; kept are all runs.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +156,24 @@ def measure_curl(shape: Shape, url: str, inside: list[str], connections: int) ->
     }
 
 
+def measure_generating(shape: Shape, url: str, inside: list[str], budget: str) -> dict[str, Any]:
+    """When the first token is there, and the whole budget: loaded whole, and progressively."""
+    command = [*inside, sys.executable, "-P", "-m", "bitstack.tools.bench.progressive", url, "--budget", budget]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        return {"link": shape.name, "error": done.stderr.strip()[-300:]}
+    row = json.loads(done.stdout)
+    return {"link": shape.name, "budget": budget, "whole": row["whole"], "progressive": row["progressive"]}
+
+
+def measure_streams(shape: Shape, url: str, inside: list[str]) -> Iterator[dict[str, Any]]:
+    """All ways to read over one link."""
+    for connections in (1, 4, 16, 64):
+        yield measure_curl(shape, url, inside, connections)
+    for requests in ("", "1", "4", "16", "64"):
+        yield measure(shape, url, inside, requests)
+
+
 def main() -> None:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,6 +182,8 @@ def main() -> None:
         "--congestion", default="reno", help="the server's congestion control; most kernels let a namespace choose few"
     )
     parser.add_argument("--only", type=int, metavar="N", help="the N-th link alone, from 0")
+    parser.add_argument("--generate", metavar="BUDGET", help="measure the first token of a model loaded at this budget")
+    parser.add_argument("--repeats", type=int, default=3, help="of --generate (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="OUT.json")
     args = parser.parse_args()
     rows = []
@@ -170,12 +193,12 @@ def main() -> None:
             subprocess.run([*server, "sysctl", "-qw", setting], check=True)
             with serving(args.file.resolve().parent, address=SERVER, port=8080, inside=server) as base:
                 url = f"{base}/{args.file.name}"
-                for connections in (1, 4, 16, 64):
-                    rows.append(measure_curl(shape, url, client, connections))
-                    print(rows[-1], file=sys.stderr)
-                for requests in ("", "1", "4", "16", "64"):
-                    rows.append(measure(shape, url, client, requests))
-                    print(rows[-1], file=sys.stderr)
+                ways: Iterable[dict[str, Any]] = measure_streams(shape, url, client)
+                if args.generate is not None:
+                    ways = (measure_generating(shape, url, client, args.generate) for _ in range(args.repeats))
+                for row in ways:
+                    rows.append(row)
+                    print(row, file=sys.stderr)
     result = {"congestion_control": args.congestion, "rows": rows, "load_average": os.getloadavg()}
     result |= machine(torch.device("cpu"))
     print(printed(result))
