@@ -98,7 +98,7 @@ def verify(
             container.close()
 
 
-def _collect(problems: list[BstkError], check: Callable[[], object]) -> None:
+def _collect(problems: list[Any], check: Callable[[], object]) -> None:
     try:
         check()
     except FormatError as error:
@@ -142,8 +142,8 @@ def _checked_spans(
             yield part.span.first, part.problems, part.span.length
 
 
-def _span_problems(container: Container, span: Span, data: Buffer, compared: bool) -> list[BstkError]:
-    problems: list[BstkError] = []
+def _span_problems(container: Container, span: Span, data: Buffer, compared: bool) -> list[FormatError]:
+    problems: list[FormatError] = []
     view = memoryview(data)
     for number in range(span.first, span.stop):
         block = container.block(number)
