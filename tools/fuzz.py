@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, work: Path) -> list[str]:
     ends: list[str] = []
     running: dict[int, subprocess.Popen[bytes]] = {}
     started = 0
-    while running or started < args.jobs:
+    while running or started < args.jobs or _goes_on(stop, ends):
         while len(running) < args.jobs and (started < args.jobs or _goes_on(stop, ends)):
             seconds = max(1.0, stop - time.monotonic()) if stop else 0.0
             running[started] = start(args, work, started, seconds)

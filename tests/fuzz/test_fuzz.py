@@ -97,6 +97,26 @@ def test_a_run_guided_by_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["findings"] == {}
 
 
+def test_a_process_that_ends_in_time_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        returncode = 0
+
+        def poll(self) -> int:
+            return 0
+
+    started: list[int] = []
+
+    def start(args: Any, work: Path, number: int, seconds: float) -> Ended:
+        started.append(number)
+        return Ended()
+
+    monkeypatch.setattr(fuzz, "start", start)
+    args = fuzz.options().parse_args(["--minutes", "0.04"])
+    assert fuzz.run(args, tmp_path) == []
+    assert len(started) >= 3
+    assert started == list(range(len(started)))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (bitstack[fuzz])")
 def test_what_reaches_new_code_is_kept(tmp_path: Path) -> None:
     vectors, corpus = tmp_path / "vectors", tmp_path / "kept"
