@@ -119,12 +119,24 @@ def _check_blocks(
             found.append((first, problems))
             done += checked
             progress(checked)
+        found.append((stop, _end_problems(container, stop)))
     except BstkError as error:
         if error.reason not in _VOLUME_FAULTS:
             raise
         found.append((stop, [error]))
         progress(length - done)
     report.problems.extend(problem for _, some in sorted(found, key=lambda entry: entry[0]) for problem in some)
+
+
+def _end_problems(container: Container, stop: int) -> Sequence[BstkError]:
+    """What is wrong with the padding at the end of a volume that another one follows."""
+    problems: list[BstkError] = []
+    if stop < container.available_blocks:
+        last = container.block(stop - 1)
+        end = last.offset + last.stored
+        if length := container.block(stop).offset - end:
+            _collect(problems, partial(container.check_zero, container.read(end, length), end))
+    return problems
 
 
 def _checked_spans(
