@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from .fuzzing.worker import PROGRAM, Task
 
 #: Wall seconds after which libFuzzer ends a process that is still at one file.
 HANG = 60
+#: MiB of a process, as libFuzzer measures it.
+RSS_MIB = 2048
 #: Executions of one process: then a fresh one goes on, since libFuzzer's memory grows.
 PROCESS_RUNS = 400_000
 #: Processes that may end before their time: each one is a finding.
@@ -141,7 +144,7 @@ def start(args: argparse.Namespace, work: Path, number: int, seconds: float) -> 
         f"-seed={args.seed + number}",
         f"-max_len={MAX_BYTES}",
         f"-timeout={HANG}",
-        "-rss_limit_mb=2048",
+        memory_flag(),
         "-reload=30",
     ]
     flags += [f"-artifact_prefix={work / 'findings'}/", "-close_fd_mask=0"]
@@ -149,6 +152,11 @@ def start(args: argparse.Namespace, work: Path, number: int, seconds: float) -> 
     environment = os.environ | {"BSTK_FUZZ": json.dumps(asdict(task)), "OMP_NUM_THREADS": "1"}
     with open(work / f"log-{number}.txt", "wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def memory_flag() -> str:
+    """The most memory of a process. A program begins with the peak of the one that starts it as its own (Linux)."""
+    return f"-rss_limit_mb={RSS_MIB + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}"
 
 
 def counted(work: Path, ends: list[str]) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def keep(work: Path, corpus: Path) -> int:
     launcher.write_text(f"#!{sys.executable} -P\n{PROGRAM}", encoding="utf-8")
     launcher.chmod(0o755)
     task = Task(str(work / "findings"), "merge", str(work / "seeds"))
-    command = [str(launcher), "-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(work / "corpus")]
+    command = [str(launcher), "-merge=1", f"-max_len={MAX_BYTES}", memory_flag(), str(merged), str(work / "corpus")]
     environment = os.environ | {"BSTK_FUZZ": json.dumps(asdict(task)), "OMP_NUM_THREADS": "1"}
     with open(work / "log-merge.txt", "wb") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tracemalloc
+import types
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -95,6 +96,11 @@ def test_a_run_guided_by_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["asked_javascript"] == (3000 // 64 if reader else 0)
     assert result["covered_edges"] > 500
     assert result["findings"] == {}
+
+
+def test_a_process_may_take_as_much_whoever_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz.resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=3 << 20))
+    assert fuzz.memory_flag() == f"-rss_limit_mb={2048 + 3072}"
 
 
 def test_a_process_that_ends_in_time_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
