@@ -52,7 +52,7 @@ demo: $(BASE_STAMP) ## pack a real model and run it at several budgets, in the t
 	@model=$$($(PY) -c '$(FIND_MODEL)') && $(PY) -m bitstack.tools.demo --model "$$model" --work .demo
 
 test: $(DEV_STAMP) ## run the tests; PYTEST_ARGS="-k name" narrows them
-	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types ## lint and types
 

@@ -27,14 +27,9 @@ os.environ["BSTK_CACHE"] = "off"
 pytest_plugins = ["tests.hub", "tests.models", "tests.servers"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of the real model first, as they take longest, and what shares fixtures in one process."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the real model first, as they take longest."""
     items.sort(key=_is_slow, reverse=True)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "model" if _is_slow(item) else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _is_slow(item: pytest.Item) -> bool:
