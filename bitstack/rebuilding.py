@@ -7,7 +7,7 @@ each other, so a matrix is rebuilt some rows at a time, on as many threads as to
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -23,7 +23,7 @@ from bsformat.atomic import writing
 from bsformat.errors import ModelError
 from bsformat.registry import FLOAT_DTYPES
 
-from .progress import Advance, Reporter
+from .progress import Reporter, so_far
 
 Array = npt.NDArray[Any]
 
@@ -212,17 +212,7 @@ def _local(
     with writing(os.fspath(near)):
         folder = TemporaryDirectory(dir=near.parent, prefix=f".{near.name}.", suffix=".fetched")
     with folder:
-        with ExitStack() as stack:
-            bar: list[Advance] = []
-            seen = 0
-
-            def progress(done: int, total: int) -> None:
-                nonlocal seen
-                if not bar:
-                    bar.append(stack.enter_context(report.stage("fetch", total, "B")))
-                bar[0](done - seen)
-                seen = done
-
+        with so_far(report, "fetch") as progress:
             path = Path(folder.name, "prefix.bstk")
             fetched = bsformat.fetch(uri, path, budget, root=root, progress=progress, **options)
         yield fetched.path, "100%", fetched.root  # percentages of a prefix file count what it holds

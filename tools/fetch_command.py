@@ -1,10 +1,9 @@
 """``bstk fetch``: a local file of the prefix that a budget buys."""
 
 import argparse
-from contextlib import ExitStack
 
 import bsformat
-from bitstack.progress import Advance
+from bitstack.progress import so_far
 from bsformat import Fetched
 
 from .console import exact_size, print_json, reporter
@@ -13,17 +12,7 @@ from .options import source_options
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, and print what is there now."""
-    with ExitStack() as stack:
-        bar: list[Advance] = []
-        seen = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal seen
-            if not bar:
-                bar.append(stack.enter_context(reporter().stage("fetch", total, "B")))
-            bar[0](done - seen)
-            seen = done
-
+    with so_far(reporter(), "fetch") as progress:
         fetched = bsformat.fetch(
             args.uri, args.output, args.budget, root=args.root, progress=progress, **source_options(args)
         )

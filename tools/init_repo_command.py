@@ -2,9 +2,8 @@
 
 import argparse
 import os
-from contextlib import ExitStack
 
-from bitstack.progress import Advance
+from bitstack.progress import so_far
 from bitstack.repository import model_name, write_repository
 from bsformat import Container
 
@@ -21,17 +20,7 @@ def run(args: argparse.Namespace) -> int:
         title = args.title or model_name(container) or repository
         return card(container, title=title, license_id=args.license, base_model=args.base_model, repository=repository)
 
-    with ExitStack() as stack:
-        bar: list[Advance] = []
-        seen = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal seen
-            if not bar:
-                bar.append(stack.enter_context(reporter().stage("copy", total, "B")))
-            bar[0](done - seen)
-            seen = done
-
+    with so_far(reporter(), "copy") as progress:
         fetched = write_repository(
             args.uri,
             args.output,

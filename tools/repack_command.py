@@ -3,11 +3,10 @@
 import argparse
 import json
 import os
-from contextlib import ExitStack
 from typing import Any
 
 import bsformat
-from bitstack.progress import Advance
+from bitstack.progress import so_far
 from bsformat import Repacked
 from bsformat.cutting import volume_name
 from bsformat.errors import RepackError
@@ -24,17 +23,7 @@ def run(args: argparse.Namespace) -> int:
         WriteError: the output exists, or cannot be written. RepackError and others: see `bsformat.repack`.
     """
     check_output(args.output, force=args.force)
-    with ExitStack() as stack:
-        bar: list[Advance] = []
-        seen = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal seen
-            if not bar:
-                bar.append(stack.enter_context(reporter().stage("repack", total, "B")))
-            bar[0](done - seen)
-            seen = done
-
+    with so_far(reporter(), "repack") as progress:
         made = bsformat.repack(
             args.uri,
             args.output,
