@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from bsformat.errors import ModelError
 
+from .safetensors_file import no_duplicates
+
 FILE: Final = "compression_config.json"
 _CHUNK: Final = 1 << 20
 #: Characters of one configuration: of 100,000 layers with names of a hundred.
@@ -103,7 +105,7 @@ class _Array:
     def __init__(self, stream: IO[str], file: Path) -> None:
         self._stream, self._file = stream, file
         self._text, self._at = "", 0
-        self._decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+        self._decoder = json.JSONDecoder(object_pairs_hook=no_duplicates)
 
     def __iter__(self) -> Iterator[Any]:
         if self._take() != "[":
@@ -152,13 +154,6 @@ class _Array:
         more = self._stream.read(_CHUNK)
         self._text, self._at = self._text[self._at :] + more, 0
         return bool(more)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key is there twice")
-    return out
 
 
 def _refused(file: Path, what: str) -> ModelError:

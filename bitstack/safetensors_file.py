@@ -74,7 +74,7 @@ def read_entries(path: Path) -> list[Entry]:
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror or error}") from None
     try:
-        header = json.loads(data, object_pairs_hook=_no_duplicates)
+        header = json.loads(data, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _refused(path, f"its header is no JSON: {error}") from None
     if not isinstance(header, dict):
@@ -106,7 +106,8 @@ def _entry(path: Path, name: str, item: Any, begin: int) -> Entry:
     return Entry(path, name, dtype, tuple(shape), begin + start, stop - start)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key is there twice, of which readers would take one or the other."""
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a key is there twice")
