@@ -6,6 +6,7 @@ for.
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ class _Part:
     last: Piece | None = None
 
 
-class Answer:
+class Answer(ABC):
     """An answer to one request, as its pieces come; for one thread at a time.
 
     Args:
@@ -102,18 +103,18 @@ class Answer:
         """Those of some tokens; None where nobody asked."""
         return None if self._wanted.sampling.logprobs is None else self._listed(rows)
 
+    @abstractmethod
     def _described(self, piece: Piece, offset: int) -> dict[str, Any]:
         """A token and its alternatives, with their probabilities; ``offset`` characters stand before it."""
-        raise NotImplementedError
 
-    def _listed(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _listed(self, rows: list[dict[str, Any]]) -> dict[str, Any]: ...
 
-    def _said(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _said(self, text: str) -> dict[str, Any]: ...
 
-    def _added(self, text: str, *, first: bool) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _added(self, text: str, *, first: bool) -> dict[str, Any]: ...
 
 
 class ChatAnswer(Answer):
