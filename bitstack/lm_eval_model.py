@@ -20,6 +20,7 @@ import bsformat
 from bsformat.errors import ModelError
 
 from .api import Elastic, load
+from .device_names import device_named
 from .needs import Use
 from .task import task_of
 
@@ -183,16 +184,10 @@ def _budget(budget: int | float | str | None) -> int | str | None:
 def _device(device: str | torch.device | None) -> torch.device | None:
     if not device:
         return None
-    try:
-        place = torch.device(device)
-        if place.type == "cuda" and not torch.cuda.is_available():
-            _LOG.warning("there is no GPU that torch can use: measuring on the CPU")
-            return torch.device("cpu")
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        detail = str(error).strip().split("\n")[0][:200]
-        raise ModelError(f"no device {str(device)!r} here: {detail}", reason="device") from None
-    return place
+    if str(device).partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        _LOG.warning("there is no GPU that torch can use: measuring on the CPU")
+        return torch.device("cpu")
+    return device_named(str(device))
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

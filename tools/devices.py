@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bitstack.device_names import device_named
 from bsformat import BstkError, __version__
 
 
@@ -17,13 +18,7 @@ def find_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        detail = str(error).strip().split("\n")[0][:200]
-        raise BstkError(f"no device {name!r} here: {detail}", reason="device") from None
-    return device
+    return device_named(name)
 
 
 def use_kernels(name: str | None, device: torch.device) -> None:
