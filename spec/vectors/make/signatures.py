@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .changes import Change, at, edit, nested, nothing, without
 from .ecdsa import P256, P384, P521, Key, pem, public_key
 
 KEYS = {
@@ -17,11 +18,6 @@ KEYS = {
 }
 #: What is signed unless something else is said: this file, under this name.
 SIGNED = "valid/smallest.bstk"
-Change = Callable[[dict[str, Any]], object]
-
-
-def nothing(value: dict[str, Any]) -> None:
-    """No change."""
 
 
 @dataclass(frozen=True)
@@ -122,47 +118,6 @@ def _bundle(payload: bytes, signature: bytes, hint: str) -> dict[str, Any]:
             "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
         },
     }
-
-
-def at(*path: Any, to: Any) -> Change:
-    """Put a value deep into a map."""
-
-    def change(value: Any) -> None:
-        for key in path[:-1]:
-            value = value[key]
-        value[path[-1]] = to
-
-    return change
-
-
-def edit(how: Callable[[str], str], *path: Any) -> Change:
-    """Change a text deep in a map."""
-
-    def change(value: Any) -> None:
-        for key in path[:-1]:
-            value = value[key]
-        value[path[-1]] = how(value[path[-1]])
-
-    return change
-
-
-def without(*path: Any) -> Change:
-    """Remove a member."""
-
-    def change(value: Any) -> None:
-        for key in path[:-1]:
-            value = value[key]
-        del value[path[-1]]
-
-    return change
-
-
-def nested(depth: int) -> Any:
-    """So many arrays in each other."""
-    value: list[Any] = []
-    for _ in range(depth - 1):
-        value = [value]
-    return value
 
 
 VOLUMES = ("valid/volumes-2.bstk", "valid/volumes-2.00002.bstk")
