@@ -255,7 +255,7 @@ def test_their_advice_about_loaded_models_is_not_given(tiny_bstk: Path, caplog: 
         (ModelError, {"uri": "a.bstk", "budget": 0.5}, "budget=0.5 is no size"),
         (ModelError, {"uri": "a.bstk", "budget": True}, "budget=True is no size"),
         (ModelError, {"uri": "a.bstk", "dtype": "int8"}, "not in int8"),
-        (ModelError, {"uri": "a.bstk", "device": "tpu"}, "no device 'tpu'"),
+        (BstkError, {"uri": "a.bstk", "device": "tpu"}, "no device 'tpu'"),
         (NotFoundError, {"uri": "/no/such.bstk"}, "no such file"),
     ],
 )
