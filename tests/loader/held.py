@@ -1,11 +1,11 @@
 """What a loaded model really holds in memory, counted from storages and not from what it says of itself."""
 
-import gc
 from typing import Any
 
 import torch
 
 from bitstack.packed import PackedTensor
+from bitstack.tools.bench.resizing import allocated
 
 
 def packed_tensors(model: Any) -> list[PackedTensor]:
@@ -34,10 +34,8 @@ def held_bytes(model: Any) -> int:
 
 
 def all_storages() -> int:
-    """Bytes of the storages of all tensors of this process."""
-    gc.collect()
-    # By type: some of the other objects of this process warn when asked for their class.
-    return _bytes([o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta])
+    """Bytes of the storages of all tensors of this process that lie in host memory."""
+    return allocated(torch.device("cpu"))
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import bsformat
 from bitstack.gate import Gate
@@ -78,3 +79,15 @@ def test_storages_are_counted_once() -> None:
     assert resizing.allocated(device) - before == 1000
     del data, views
     assert resizing.allocated(device) == before
+
+
+def test_tensors_without_memory_are_not_counted() -> None:
+    """Such as those that torch.compile traced with, which its caches keep alive."""
+    device = torch.device("cpu")
+    before = resizing.allocated(device)
+    with FakeTensorMode():
+        traced = torch.zeros(1000)
+    under = torch.zeros(1000)
+    functional = torch._to_functional_tensor(under)
+    assert resizing.allocated(device) == before + under.nbytes
+    assert traced.device == functional.device == device

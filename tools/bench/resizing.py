@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 
 import bitstack
 import bsformat
@@ -55,8 +56,20 @@ def allocated(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device)
+    # By type: some of the other objects of a process warn when asked for their class.
     tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum(dict(map(_storage, tensors)).values())
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address and bytes of a tensor's storage; zeros for those that torch.compile traces with, which have none."""
+    if issubclass(type(tensor), FakeTensor):
+        return 0, 0
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except RuntimeError:
+        return 0, 0
 
 
 def process_bytes() -> int | None:
