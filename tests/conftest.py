@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Several processes share the processors: more threads in each would wait for each other. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -34,6 +35,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("model") is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files as they come, but all that need the packed real model in one process: packing it takes minutes."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    files = (REPO_ROOT / "tests").rglob("test_*.py")
+    together = {str(f.relative_to(REPO_ROOT)) for f in files if "smollm2_bstk" in f.read_text("utf-8")}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = str(super()._split_scope(nodeid))
+            return "smollm2" if scope in together else scope
+
+    return Scheduling(config, log)
 
 
 _modules_frozen = 0
