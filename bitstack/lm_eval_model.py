@@ -64,7 +64,7 @@ class BitStackLM(LoadedLM):
         context: what ``auto`` leaves room for: tokens of a sequence; None: ``max_length``, or the usual of
             `bitstack.load`. It leaves room for ``batch_size`` of them, for one if that is ``auto``.
         tokenizer: another one than that of the file: a directory, a hub name, or a tokenizer of transformers.
-        network, cache, storage_options: as in `bitstack.load`.
+        network, cache, storage_options: as in `bitstack.load`; ``network`` also as a mapping of what it is made of.
         options: of lm-eval's model for transformers (`PASSED`); ``trust_remote_code`` is ignored, as no code of a
             model is ever run.
 
@@ -85,7 +85,7 @@ class BitStackLM(LoadedLM):
         root: str | None = None,
         context: int | None = None,
         tokenizer: Any = None,
-        network: bsformat.Network | None = None,
+        network: bsformat.Network | Mapping[str, Any] | None = None,
         cache: bsformat.BlockCache | bool = True,
         storage_options: Mapping[str, Any] | None = None,
         trust_remote_code: bool | None = None,
@@ -115,7 +115,7 @@ class BitStackLM(LoadedLM):
             _device(device),
             _dtype(dtype),
             root=None if root is None else str(root).strip("'\""),
-            network=network,
+            network=_network(network),
             cache=cache,
             use=use,
             **dict(storage_options or {}),
@@ -179,6 +179,15 @@ def _budget(budget: int | float | str | None) -> int | str | None:
     if isinstance(budget, bool) or (isinstance(budget, float) and not budget.is_integer()):
         raise ModelError(f"budget={budget} is no size: name bytes, 80MiB, 60% or auto", reason="model-args")
     return int(budget) if isinstance(budget, float) else budget
+
+
+def _network(network: bsformat.Network | Mapping[str, Any] | None) -> bsformat.Network | None:
+    if network is None or isinstance(network, bsformat.Network):
+        return network
+    try:
+        return bsformat.Network(**network)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"network is an object of what bsformat.Network takes: {error}", reason="model-args") from None
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:

@@ -75,10 +75,11 @@ class Marks:
             floor, ceiling: see the attributes.
             spare: bytes that are to stay free for others whatever happens: the low mark.
             beside: bytes that the model takes beside its weights when it works, which growing must leave.
-            changes: other attributes.
+            changes: other attributes; those that follow from another one, and are not given, move with it.
         """
         step = max(1, (ceiling - floor) // 8)
-        marks: dict[str, Any] = {"low": spare, "target": spare + max(1, beside), "step": step}
+        low = changes.get("low", spare)
+        marks: dict[str, Any] = {"low": low, "target": low + max(1, beside), "step": step}
         marks |= changes
         marks.setdefault("high", max(marks["target"], marks["low"]) + min(step, max(1, spare)))
         return cls(floor=floor, ceiling=ceiling, **marks)

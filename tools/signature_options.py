@@ -7,7 +7,7 @@ from bsformat.errors import IntegrityError
 from .options import add_source, source_options
 
 #: Commands that read a file, and may demand that it is signed.
-READING = ("inspect", "verify", "plan", "generate", "serve", "fetch", "eval", "repack", "export", "demo")
+READING = ("inspect", "verify", "plan", "generate", "serve", "fetch", "eval", "repack", "export", "demo", "init-repo")
 
 
 def add_sign(parser: argparse.ArgumentParser) -> None:

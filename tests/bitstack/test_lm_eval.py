@@ -271,6 +271,18 @@ def test_a_budget_below_the_minimum(tiny_bstk: Path) -> None:
         BitStackLM(tiny_bstk, "1KiB", device="cpu")
 
 
+def test_the_network_as_an_object_of_json(tiny_bstk: Path) -> None:
+    lm = BitStackLM(tiny_bstk, "100%", device="cpu", network={"attempts": 2, "memory": 1 << 24})
+    lm.elastic.close()
+    for wrong, message in (
+        ({"tries": 2}, "tries"),
+        ({"attempts": 0}, "attempts is 0"),
+        ("fast", "bsformat.Network takes"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            BitStackLM(tiny_bstk, "100%", device="cpu", network=wrong)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 #: The command but for lm-eval's list of its own tasks, which takes long to make.

@@ -193,6 +193,8 @@ def test_marks_around_a_model() -> None:
     assert (marks.low, marks.target, marks.high, marks.step) == (40, 100, 140, 100)
     assert Marks.around(floor=5, ceiling=5, spare=0, beside=0).step == 1
     assert Marks.around(floor=100, ceiling=900, spare=40, beside=60, step=7, dwell=1.5, high=500).high == 500
+    moved = Marks.around(floor=100, ceiling=900, spare=40, beside=60, low=300, high=1000)
+    assert (moved.low, moved.target, moved.high) == (300, 360, 1000)
 
 
 BLOCK = 7
