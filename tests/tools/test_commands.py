@@ -284,7 +284,7 @@ def test_generate_while_the_model_grows(bstk: Bstk, tiny_bstk: Path) -> None:
     command = ("generate", tiny_bstk, "--budget", "100%", "--prompt", "the wide sea", "--progressive")
     ended = bstk(*command, "--max-new-tokens", 8)
     assert ended.code == 0
-    assert ended.out.strip()
+    assert ended.out.endswith("\n")  # the text depends on how much was there at each token, and may be blank
     line = (
         r"bstk: began with ([\d,]+) bytes \(.*\), (\d+) blocks; "
         r"ended with ([\d,]+) bytes \(.*\), (\d+) of (\d+) blocks\n"
