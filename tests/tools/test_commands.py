@@ -301,6 +301,7 @@ def test_generate_while_the_model_grows(bstk: Bstk, tiny_bstk: Path) -> None:
     assert out["progressive"]["began_with_blocks"] == blocks == first.n_blocks < len(container)
     assert out["progressive"]["began_with_bytes"] == size == first.resident_bytes + 640
     assert out["progressive"]["error"] is None
+    assert out["tokens"] == 1
     assert blocks <= out["n_blocks"] <= len(container)
 
 

@@ -133,6 +133,7 @@ def test_signatures_that_do_not_hold(
     _, other = save_key(tmp_path, "other", ec.generate_private_key(ec.SECP256R1()))
     assert failed("verify", curved, *by).endswith("[root-mismatch]")
     assert failed("plan", curved, "--budget", "60%", *by).endswith("[root-mismatch]")
+    assert failed("init-repo", curved, "-o", tmp_path / "repo", *by).endswith("[root-mismatch]")
     assert failed("verify", tiny_bstk, *by, "--root", "0" * 64).endswith("[root-mismatch]")
     assert failed("verify", tiny_bstk, "--signature", sig, "--public-key", other).endswith("[signature-key]")
     assert failed("verify", tiny_bstk, "--signature", keys[1], "--public-key", keys[1]).endswith("[signature-format]")

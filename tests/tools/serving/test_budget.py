@@ -1,7 +1,9 @@
 """Budgets that change while requests are answered, by a client, a governor, or what streams in."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +94,24 @@ def test_clients_under_a_budget_that_swings(model: Any, tiny_bstk: Path) -> None
             assert replayed(container, ours, served.limits.chunk, fresh) == ours["token_ids"]
 
 
-def test_a_later_budget_takes_the_place_of_one_under_way(tiny_bstk: Path) -> None:
-    source, held = WatchedSource(tiny_bstk.read_bytes()), threading.Event()
+@contextmanager
+def held_growth(file: Path) -> Iterator[tuple[Served, Future[Any], threading.Event]]:
+    """A server, a growth that was asked of it and waits for its bytes, and what lets these come."""
+    source, held = WatchedSource(file.read_bytes()), threading.Event()
     model = bitstack.load(source, "40%", "cpu")
     with Served(model) as served, ThreadPoolExecutor(1) as pool:
         source.trouble = lambda offset, length: held.wait()
         source.forget()
         growing = pool.submit(served.raw.put, "/v1/budget", json={"budget": "100%"})
-        until(lambda: bool(source.reads))
+        try:
+            until(lambda: bool(source.reads))
+            yield served, growing, held
+        finally:
+            held.set()
+
+
+def test_a_later_budget_takes_the_place_of_one_under_way(tiny_bstk: Path) -> None:
+    with held_growth(tiny_bstk) as (served, growing, held):
         assert served.raw.put("/v1/budget", json={"budget": "20%"}).status_code == 200
         held.set()
         assert growing.result().status_code == 409
@@ -108,13 +120,7 @@ def test_a_later_budget_takes_the_place_of_one_under_way(tiny_bstk: Path) -> Non
 
 
 def test_a_stop_waits_for_no_stream(tiny_bstk: Path) -> None:
-    source, held = WatchedSource(tiny_bstk.read_bytes()), threading.Event()
-    model = bitstack.load(source, "40%", "cpu")
-    with Served(model) as served, ThreadPoolExecutor(1) as pool:
-        source.trouble = lambda offset, length: held.wait()
-        source.forget()
-        growing = pool.submit(served.raw.put, "/v1/budget", json={"budget": "100%"})
-        until(lambda: bool(source.reads))
+    with held_growth(tiny_bstk) as (served, growing, held):
         served.budget.settle()
         held.set()
         assert growing.result().status_code == 409
