@@ -14,6 +14,8 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+    # Which one it is depends on the kind of device: torch without CUDA asserts, and raises the last for kinds that no
+    # library implements; unknown names and numbers are the first.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         detail = str(error).strip().split("\n")[0][:200]
         raise BstkError(f"no device {name!r} here: {detail}", reason="device") from None
