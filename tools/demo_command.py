@@ -11,7 +11,7 @@ import bsformat
 from bsformat import BstkError, Container
 from bsformat.errors import ModelError
 
-from .console import quiet_libraries, say
+from .console import say
 from .options import source_options
 
 
@@ -41,17 +41,14 @@ def _serve(
 ) -> None:
     import bitstack
 
-    from .devices import default_dtype, find_device, find_dtype, use_kernels
-    from .generate_command import load_with_bar
+    from .loading import load_with_bar, place
     from .web.page import build, mounted
     from .web.room import find_room
     from .web.server import serve
     from .web.sides import Sides
 
-    quiet_libraries()
-    device = find_device(args.device)
-    use_kernels(args.kernels, device)
-    dtype, use = find_dtype(args.dtype) or default_dtype(device), bitstack.Use(args.context)
+    device, dtype = place(args)
+    use = bitstack.Use(args.context)
     room = find_room(
         container,
         device,

@@ -12,7 +12,7 @@ from bsformat.errors import ModelError
 
 from . import plot
 from .console import print_json, quiet_libraries, reporter, say
-from .generate_command import check_budgets
+from .loading import check_budgets
 from .options import source_options
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import bsformat
 from bsformat import BstkError, Container
-from bsformat.errors import BudgetError, ModelError
+from bsformat.errors import ModelError
 
-from .console import exact_size, print_json, quiet_libraries, reporter, say
-from .governing import check_bounds, first_budget, governed, is_governed
+from .console import exact_size, print_json, quiet_libraries, say
+from .governing import check_bounds, governed, is_governed
+from .loading import check_budgets, load_as_asked
 from .options import source_options
 
 if TYPE_CHECKING:
@@ -23,20 +24,9 @@ def run(args: argparse.Namespace) -> int:
         check_bounds(container, args)
         import bitstack
 
-        from .devices import default_dtype, find_device, find_dtype, use_kernels
-
-        quiet_libraries()
+        quiet_libraries()  # the tokenizer may be the first that is asked for
         started = time.monotonic()
-        device = find_device(args.device)
-        use_kernels(args.kernels, device)
-        dtype, use = find_dtype(args.dtype) or default_dtype(device), intended(container, args)
-        budget, auto = first_budget(container, args, device, dtype, use)
-        if auto is not None:
-            say(auto)
-        if args.progressive:
-            model = bitstack.load(container, budget, device, dtype, use=use, progressive=True)
-        else:
-            model = load_with_bar(container, budget, device, dtype, use=use)
+        model, auto = load_as_asked(container, args, intended(container, args))
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ModelError(
                 f"is a {type(model).__name__}, which continues no prompt; bitstack.load gives it to a program",
@@ -103,17 +93,6 @@ def ended_growth(elastic: Any) -> dict[str, Any]:
     }
 
 
-def check_budgets(container: Container, budgets: list[str]) -> None:
-    """Refuse budgets below the minimum before anything heavy is imported.
-
-    Raises:
-        BudgetError: naming the minimum.
-    """
-    for budget in budgets:
-        if budget != "auto":
-            container.plan(budget)
-
-
 def intended(container: Container, args: argparse.Namespace) -> "Use":
     """What ``auto`` leaves room for: this prompt and its answer, or a longer context if one is stated."""
     import bitstack
@@ -122,24 +101,6 @@ def intended(container: Container, args: argparse.Namespace) -> "Use":
         return bitstack.Use()
     prompt = prompt_inputs(bitstack.load_tokenizer(container), args.prompt, args.raw)["input_ids"].shape[1]
     return bitstack.Use(max(prompt + args.max_new_tokens, args.context or 1), prompt=max(1, prompt))
-
-
-def load_with_bar(container: Container, budget: str | int, device: Any, dtype: Any, **options: Any) -> Any:
-    """`bitstack.load`, with a bar over the resident bytes."""
-    import bitstack
-
-    with reporter().stage("load", expected_bytes(container, budget), "B") as advance:
-        return bitstack.load(container, budget, device, dtype, progress=advance, **options)
-
-
-def expected_bytes(container: Container, budget: str | int) -> int:
-    """About how many bytes a load will bring. In a narrow type a model may fit where its stored bytes do not."""
-    if budget == "auto":
-        return container.total_bytes
-    try:
-        return container.plan(budget).resident_bytes
-    except BudgetError:
-        return container.minimum_bytes
 
 
 def complete(

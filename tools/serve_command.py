@@ -20,9 +20,9 @@ import bsformat
 from bsformat import BstkError, Container
 from bsformat.errors import BudgetError
 
-from .console import exact_size, print_json, quiet_libraries, say
-from .generate_command import check_budgets, load_with_bar
-from .governing import check_bounds, driven, first_budget
+from .console import exact_size, print_json, say
+from .governing import check_bounds, driven
+from .loading import check_budgets, load_as_asked
 from .options import source_options
 from .serving.hosts import address_of, listen
 
@@ -83,24 +83,13 @@ def _answer(
     """Load the model, answer until the end is asked for, and let what runs come to its end."""
     import bitstack
 
-    from .devices import default_dtype, find_device, find_dtype, use_kernels
     from .serving.budget import Budget
     from .serving.engine import Engine
     from .serving.passes import Passes
     from .serving.vocabulary import Vocabulary
 
-    quiet_libraries()
-    device = find_device(args.device)
-    use_kernels(args.kernels, device)
-    dtype = find_dtype(args.dtype) or default_dtype(device)
     use = bitstack.Use(_context(container, args), batch=args.parallel, prompt=args.prompt_chunk, together=False)
-    budget, auto = first_budget(container, args, device, dtype, use)
-    if auto is not None:
-        say(auto)
-    if args.progressive:
-        model = bitstack.load(container, budget, device, dtype, use=use, progressive=True)
-    else:
-        model = load_with_bar(container, budget, device, dtype, use=use)
+    model, _ = load_as_asked(container, args, use)
     with ExitStack() as stack:
         stack.callback(model.bitstack.close)
         passes, vocabulary = Passes(model), Vocabulary(bitstack.load_tokenizer(container), model)

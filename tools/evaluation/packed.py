@@ -5,7 +5,7 @@ from typing import Any
 
 from bitstack.tools import summary
 from bitstack.tools.console import reporter
-from bitstack.tools.generate_command import expected_bytes, load_with_bar
+from bitstack.tools.loading import expected_bytes, load_with_bar
 from bsformat import Container, format_size
 from bsformat.errors import BudgetError
 
