@@ -13,7 +13,7 @@ import torch
 
 from .cuda_driver import Kernel, Module
 from .shares import FIELDS as SHARE_FIELDS
-from .table import FIELD_NAMES, FIELDS, SLICE, TILE, Table
+from .table import FIELD_NAMES, FIELDS, SIGN8, SLICE, TILE, Table
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
 """Bits of a number of Z, by the type of x: more than x has, since a slice of columns shares a step."""
@@ -25,7 +25,7 @@ _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16
 _THREADS: Final = 20 * 32
 _TILE_PARTS: Final = 4
 """Programs that add up the entries of a tile of a sparse block."""
-_PARTS: Final = ("common", "units", "scale", "ring", "finish", "multiply")
+_PARTS: Final = ("values", "common", "units", "scale", "ring", "finish", "multiply")
 """Of the source, in this order."""
 _SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -76,7 +76,7 @@ class _Variant:
             "BFLOAT": int(self.bfloat),
             "STAGES": stages,
             "Z_BUFFERS": buffers,
-            "SIGN8": 2,
+            "SIGN8": SIGN8,
             "TILE_PARTS": _TILE_PARTS,
             "FIELDS": FIELDS,
             "SHARE_FIELDS": SHARE_FIELDS,

@@ -12,12 +12,6 @@
 // Here is what all parts share; `hopper_units.cu`, `_scale`, `_ring`, `_finish` and `_multiply` follow. `hopper.py` prepends:
 // BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2), BFLOAT (x and y are bfloat16, not float16), STAGES (of the
 // ring of signs), Z_BUFFERS, TILE_PARTS, SIGN8, SHARE_FIELDS, the fields of a row of the table, and WGMMA.
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
 #define SLICE 2048             // columns
 #define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a box of the copy engine
 #define TILE 64                // rows
@@ -65,26 +59,6 @@ struct Args {
     int row_type, col_type, bias_type;
 };
 
-__device__ inline float half_value(u16 h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
-__device__ inline float bfloat_value(u16 h) { return __uint_as_float((u32)h << 16); }
-__device__ inline float narrow_value(u16 h) { return BFLOAT ? bfloat_value(h) : half_value(h); }
-__device__ inline u16 narrow(float f) {
-    u16 h;
-    if (BFLOAT) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-// Two float8_e4m3 as two float16.
-__device__ inline u32 wide(u16 bytes) { u32 both; asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(both) : "h"(bytes)); return both; }
-__device__ inline float byte_value(u8 b) { return half_value((u16)wide(b)); }
-// TYPE: 0 float32, 1 float16, 2 bfloat16.
-__device__ inline float typed_value(const void* p, i64 at, int type) {
-    if (type == 0) return ((const float*)p)[at];
-    const u16 h = ((const u16*)p)[at];
-    return type == 1 ? half_value(h) : bfloat_value(h);
-}
-
-__device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ inline void barrier_init(u32 b, int n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(b), "r"(n)); }
 __device__ inline void barrier_arrive(u32 b) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(b) : "memory"); }
 __device__ inline void barrier_expect(u32 b, int bytes) {
@@ -94,7 +68,6 @@ __device__ inline void barrier_wait(u32 b, u32 phase) {
     asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(b), "r"(phase)
                  : "memory");
 }
-__device__ inline void wait_for_input() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ inline void bulk_copy(u32 to, const u8* from, int bytes, u32 b) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(b)
                  : "memory");

@@ -28,7 +28,7 @@ FIELD_NAMES: Final = (
 )
 """Of a row."""
 FIELDS: Final = len(FIELD_NAMES)
-_SIGN16, _SIGN8, _SPARSE = 1, 2, 3
+_SIGN16, SIGN8, _SPARSE = 1, 2, 3
 RANKS: Final = 16
 """Most columns of the factors that one segment takes; a block of a larger rank is several segments."""
 _ALIGN: Final = 16
@@ -227,7 +227,7 @@ class Table:
             if signs.data_ptr() % self.align:
                 signs = signs.clone()
                 held.append(signs)
-        kind = _SIGN8 if block.u.dtype == torch.float8_e4m3fn else _SIGN16
+        kind = SIGN8 if block.u.dtype == torch.float8_e4m3fn else _SIGN16
         bits = struct.unpack("<i", struct.pack("<f", gain))[0]
         largest = self._largest_of(block, number) if self.maps is not None else []
         lines: list[list[int]] = []

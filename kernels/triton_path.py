@@ -1,5 +1,6 @@
 """Every operation with Triton: which kernel runs for how many tokens."""
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -26,8 +27,14 @@ def linear(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.
         multiply_many(x, table, bias, out)
 
 
-def multiply_many(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """The same by W, rebuilt in large pieces."""
+def multiply_many(
+    x: torch.Tensor,
+    table: Table,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    rebuild: Callable[..., None] = rebuild,
+) -> None:
+    """The same by W, made in large pieces by ``rebuild``."""
     # The GPU multiplies half precision with float32 sums; the CPU, where this runs interpreted, need not.
     dtype = x.dtype if x.device.type == "cuda" else torch.float32
     x = x.to(dtype)
@@ -42,8 +49,8 @@ def multiply_many(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out:
             rebuild(table, part, start, stop)
         else:
             rebuild(table, part)
-        if step == table.rows and dtype == out.dtype:
-            torch.mm(x, part.T, out=out)
+        if dtype == out.dtype:
+            torch.mm(x, part.T, out=out[:, start:stop])
         else:
             out[:, start:stop] = x @ part.T
     if bias is not None:

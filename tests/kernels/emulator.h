@@ -1,0 +1,124 @@
+// Enough of CUDA C++ for a C++ compiler: the threads of a program are threads, and what their warps do together they do at barriers.
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#include <algorithm>
+#include <thread>
+#include <vector>
+using std::max;
+using std::min;
+
+struct Place {
+    int x, y, z;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+static uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+static thread_local Place threadIdx, blockIdx;
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
+
+template <class T> T same_bits_(const void* from) {
+    T out;
+    memcpy(&out, from, sizeof out);
+    return out;
+}
+static float __uint_as_float(uint32_t u) { return same_bits_<float>(&u); }
+static float __int_as_float(int32_t i) { return same_bits_<float>(&i); }
+static uint32_t __float_as_uint(float f) { return same_bits_<uint32_t>(&f); }
+template <class T> T __ldg(const T* p) {
+    if ((uintptr_t)p % sizeof(T)) __builtin_trap();  // as a GPU does
+    return *p;
+}
+
+static pthread_barrier_t program_, warps_[32];
+static uint32_t told_[32][32][8];
+static void __syncthreads() { pthread_barrier_wait(&program_); }
+// What every thread of the warp tells; `heard_` when it is not wanted any more.
+static uint32_t (*tell_(const uint32_t* words, int count))[8] {
+    const int warp = threadIdx.x / 32;
+    memcpy(told_[warp][threadIdx.x % 32], words, 4 * count);
+    pthread_barrier_wait(&warps_[warp]);
+    return told_[warp];
+}
+static void heard_() { pthread_barrier_wait(&warps_[threadIdx.x / 32]); }
+static float __shfl_xor_sync(uint32_t, float value, int step) {
+    const uint32_t word = __float_as_uint(value);
+    const float other = __uint_as_float(tell_(&word, 1)[(threadIdx.x % 32) ^ step][0]);
+    heard_();
+    return other;
+}
+
+// In the place of functions that are assembly.
+static float half_value(uint16_t h) { return same_bits_<_Float16>(&h); }
+static uint16_t half_(float f) {
+    const _Float16 h = (_Float16)f;
+    return same_bits_<uint16_t>(&h);
+}
+static uint16_t bfloat_(float f) {
+    if (isnan(f)) return 0x7fff;
+    const uint32_t u = __float_as_uint(f);
+    return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+static float byte_(uint8_t b) {
+    const int exponent = b >> 3 & 15, rest = b & 7;
+    const float size = exponent ? ldexpf(8 + rest, exponent - 10) : ldexpf(rest, -9);
+    return exponent == 15 && rest == 7 ? NAN : b & 128 ? -size : size;
+}
+static uint16_t narrow(float f) { return BFLOAT ? bfloat_(f) : half_(f); }
+static uint32_t narrow_pair(float low, float high) { return narrow(low) | (uint32_t)narrow(high) << 16; }
+static uint32_t half_pair(float low, float high) { return half_(low) | (uint32_t)half_(high) << 16; }
+static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
+static void wait_for_input() {}
+static char anchor_[1];
+static uint32_t shared_address(const void* p) { return (uint32_t)((intptr_t)p - (intptr_t)anchor_); }
+static void load_matrices(uint32_t from, uint32_t (&out)[4]) {
+    const auto rows = tell_(&from, 1);
+    const int lane = threadIdx.x % 32;
+    for (int m = 0; m < 4; m++) {
+        const char* row = anchor_ + (int32_t)rows[8 * m + lane / 4][0];
+        if ((uintptr_t)row % 16) __builtin_trap();
+        memcpy(&out[m], row + 4 * (lane % 4), 4);
+    }
+    heard_();
+}
+static void product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
+    const uint32_t words[6] = {left[0], left[1], left[2], left[3], right0, right1};
+    const auto all = tell_(words, 6);
+    const auto number = [&](int lane, int word, int k) { return half_value((uint16_t)(all[lane][word] >> 16 * (k & 1))); };
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) {
+        double sum = 0;
+        for (int k = 0; k < 16; k++)
+            sum += (double)number(g * 4 + k % 8 / 2, (i >> 1) + 2 * (k / 8), k) * number((2 * q + (i & 1)) * 4 + k % 8 / 2, 4 + k / 8, k);
+        out[i] = (float)sum;
+    }
+    heard_();
+}
+
+// Every program of a grid, one after the other.
+template <class Kernel, class Args> static void run_(Kernel kernel, const Args& args, int threads, Place grid) {
+    pthread_barrier_init(&program_, nullptr, threads);
+    for (int warp = 0; warp < threads / 32; warp++) pthread_barrier_init(&warps_[warp], nullptr, 32);
+    for (int z = 0; z < grid.z; z++)
+        for (int y = 0; y < grid.y; y++)
+            for (int x = 0; x < grid.x; x++) {
+                std::vector<std::thread> all;
+                for (int t = 0; t < threads; t++)
+                    all.emplace_back([&, t] {
+                        threadIdx = {t, 0, 0}, blockIdx = {x, y, z};
+                        kernel(args);
+                    });
+                for (auto& one : all) one.join();
+            }
+}
