@@ -13,6 +13,7 @@ import torch
 
 from .cuda_driver import Kernel, Module
 from .shares import FIELDS as SHARE_FIELDS
+from .shares import PARTS
 from .table import FIELD_NAMES, FIELDS, SIGN8, SLICE, TILE, Table
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
@@ -25,7 +26,7 @@ _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16
 _THREADS: Final = 20 * 32
 _TILE_PARTS: Final = 4
 """Programs that add up the entries of a tile of a sparse block."""
-_PARTS: Final = ("values", "common", "units", "scale", "ring", "finish", "multiply")
+_SOURCES: Final = ("values", "common", "units", "scale", "ring", "finish", "multiply")
 """Of the source, in this order."""
 _SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -94,7 +95,7 @@ class _Variant:
             f': {operands} : "r"(a), "r"(b), "r"((int)(add)), "n"(DESCRIBED))'
         )
         defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
-        texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in _PARTS]
+        texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in _SOURCES]
         return "\n".join([defined, product, *texts])
 
 
@@ -145,6 +146,6 @@ def _multiply(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: tor
         _SCALE_TYPES[table.col_scale.dtype],
         0 if bias is None else _SCALE_TYPES[bias.dtype],
     )
-    scalers = slices * (SLICE // 128) * table.capacity + (_TILE_PARTS * tiles if table.sparse else 0)
+    scalers = slices * PARTS * table.capacity + (_TILE_PARTS * tiles if table.sparse else 0)
     scale_input.launch((scalers, table.n_chains, 1), 32 * table.ranks, arguments)
     multiply.launch((len(table.shares) - 1, 1, 1), _THREADS, arguments)

@@ -1,9 +1,15 @@
 """How the work of a product is shared out to the programs of `hopper`: evenly, as far as one then needs no second Z."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 FIELDS = 8
 """Numbers of a program: its first unit; chain, slice, segment and tile of that; the rest is unused."""
+
+PARTS = 16
+"""Programs that make Z of a slice and a segment, before those of a product."""
+LATE = {8: 4, 16: 2}
+"""Units that a program has less, by the columns of the factors, if it begins where such programs were before."""
 
 Chain = tuple[int, tuple[int, ...]]
 """Tiles of rows, and how many segments share each V, one after the other."""
@@ -19,27 +25,46 @@ def _groups(chains: Sequence[Chain], slices: int) -> Iterator[tuple[int, int, in
                 segment += length
 
 
-def _starts(sizes: Sequence[int], programs: int) -> list[int]:
-    """The first unit of each program, for groups of some sizes.
+def _weights(total: int, programs: int, late: int, less: int) -> list[int]:
+    """What programs have of ``total`` units, to scale: the last ``late`` ones ``less`` units fewer than the others."""
+    if late >= programs or total < 2 * less * programs:
+        return [1] * programs
+    most = total + late * less
+    return [most] * (programs - late) + [most - less * programs] * late
 
-    A group goes to the programs whose middle would be in it if all had equally many units; one that no middle is in, to
-    the program before. Where there are not two programs for each group, all just have equally many.
+
+def _starts(sizes: Sequence[int], weights: Sequence[int]) -> list[int]:
+    """The first unit of each program, for groups of some sizes and programs of some weights.
+
+    A group goes to the programs whose middle would be in it if all had their part to the unit; one that no middle is
+    in, to the program before. Where there are not two programs for each group, all just have their part.
     """
-    total = sum(sizes)
+    total, programs = sum(sizes), len(weights)
+    ends = [0, *accumulate(weights)]
     if 2 * len(sizes) > programs:
-        return [program * total // programs for program in range(programs)]
+        return [end * total // ends[-1] for end in ends[:-1]]
     starts: list[int] = []
     low = 0
     for size in sizes:
         first = end = len(starts)
-        while end < programs and (2 * end + 1) * total // (2 * programs) < low + size:
+        while end < programs and (ends[end] + ends[end + 1]) * total < 2 * ends[-1] * (low + size):
             end += 1
-        starts += [low + (program - first) * size // (end - first) for program in range(first, end)]
+        own = ends[end] - ends[first]
+        starts += [low + (ends[program] - ends[first]) * size // own for program in range(first, end)]
         low += size
     return [0, *starts[1:]] if starts else [0] * programs
 
 
-def shares(chains: tuple[Chain, ...], slices: int, programs: int) -> list[list[int]]:
+def late_programs(slices: int, segments: int, ranks: int) -> int:
+    """Programs of a product that begin late: the last ones, as they come where those were that make Z.
+
+    Args:
+        slices, segments: of which there is a Z, for all chains. ranks: columns of the factors, 8 or 16.
+    """
+    return -(-slices * PARTS * segments * ranks // 64)  # 2048 threads of an SM, over 32 for each column
+
+
+def shares(chains: tuple[Chain, ...], slices: int, programs: int, late: int = 0, less: int = 0) -> list[list[int]]:
     """Where each of some programs begins, and, as one more row, where the last one ends.
 
     A unit is a tile of rows of a segment in a slice of columns; units are in the order chain, slice, segment, tile. A
@@ -49,6 +74,8 @@ def shares(chains: tuple[Chain, ...], slices: int, programs: int) -> list[list[i
         chains: of the matrix.
         slices: of its columns.
         programs: of a launch.
+        late: of them, the last ones, that begin after the others.
+        less: units that those have less, if all have enough.
 
     Returns:
         [programs + 1] rows of `FIELDS` numbers.
@@ -57,7 +84,7 @@ def shares(chains: tuple[Chain, ...], slices: int, programs: int) -> list[list[i
     sizes = [units for *_, units in groups]
     rows: list[list[int]] = []
     place = low = 0
-    for start in _starts(sizes, programs):
+    for start in _starts(sizes, _weights(sum(sizes), programs, late, less)):
         while place < len(sizes) and start >= low + sizes[place]:
             low += sizes[place]
             place += 1

@@ -18,7 +18,7 @@ from .blocks import LowRankBlock, SignBlock, require
 from .chain import Block, Chain
 from .devices import has_bit_products, multiprocessors
 from .shares import FIELDS as SHARE_FIELDS
-from .shares import shares
+from .shares import LATE, late_programs, shares
 from .sparse import SparseBlock
 
 FIELD_NAMES: Final = (
@@ -193,8 +193,9 @@ class Table:
         self._runs[number] = tuple(Counter(line[-1] for line in lines if line[0] != _SPARSE).values())
         if self.shares is not None:
             tiles = [-(-min(self.chain_rows, self.rows - n * self.chain_rows) // TILE) for n in range(self.n_chains)]
-            chains = tuple(zip(tiles, self._runs, strict=True))
-            self.shares.copy_(_shares_of(chains, -(-self.columns // SLICE), len(self.shares) - 1))
+            chains, slices = tuple(zip(tiles, self._runs, strict=True)), -(-self.columns // SLICE)
+            late = late_programs(slices, self.n_chains * self.capacity, self.ranks)
+            self.shares.copy_(_shares_of(chains, slices, len(self.shares) - 1, late, LATE[self.ranks]))
         self.counts[number].copy_(count)
         self._held[number], self._chains[number] = held, chain
         factors = {id(block.v) for block in chain.blocks if not isinstance(block, SparseBlock)}
