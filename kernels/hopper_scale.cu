@@ -109,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_c
     const bool wanted = segment < a.counts[2 * chain + 1] && row[SHARED] == segment;
     const float c = inside ? typed_value(a.col_scale, own + column, a.col_type) : 0.f;
     if (!wanted) {
+        if (segment) return;
         wait_for_input();
         clear_counters(a, chain, segment, chunks);
         return;

@@ -55,13 +55,13 @@ def _starts(sizes: Sequence[int], weights: Sequence[int]) -> list[int]:
     return [0, *starts[1:]] if starts else [0] * programs
 
 
-def late_programs(slices: int, segments: int, ranks: int) -> int:
+def late_programs(slices: int, factors: int, ranks: int) -> int:
     """Programs of a product that begin late: the last ones, as they come where those were that make Z.
 
     Args:
-        slices, segments: of which there is a Z, for all chains. ranks: columns of the factors, 8 or 16.
+        slices: of columns. factors: different V of all chains. ranks: columns of the factors of a segment, 8 or 16.
     """
-    return -(-slices * PARTS * segments * ranks // 64)  # 2048 threads of an SM, over 32 for each column
+    return -(-slices * PARTS * factors * ranks // 64)  # 2048 threads of an SM, over 32 for each column
 
 
 def shares(chains: tuple[Chain, ...], slices: int, programs: int, late: int = 0, less: int = 0) -> list[list[int]]:

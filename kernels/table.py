@@ -194,7 +194,7 @@ class Table:
         if self.shares is not None:
             tiles = [-(-min(self.chain_rows, self.rows - n * self.chain_rows) // TILE) for n in range(self.n_chains)]
             chains, slices = tuple(zip(tiles, self._runs, strict=True)), -(-self.columns // SLICE)
-            late = late_programs(slices, self.n_chains * self.capacity, self.ranks)
+            late = late_programs(slices, sum(map(len, self._runs)), self.ranks)
             self.shares.copy_(_shares_of(chains, slices, len(self.shares) - 1, late, LATE[self.ranks]))
         self.counts[number].copy_(count)
         self._held[number], self._chains[number] = held, chain
