@@ -137,8 +137,7 @@ __device__ inline void multiply_units(const Args& a, const Ring& ring, Unit unit
 }
 
 extern "C" __global__ void __launch_bounds__(32 * (WARPS + 4), 1) multiply(const __grid_constant__ Args given) {
-    // What comes next may be brought to the device now; it waits for the end of this by itself.
-    asm volatile("griddepcontrol.launch_dependents;");
+    begin_next();
     extern __shared__ __align__(1024) u8 memory[];
     __shared__ __align__(16) Shared own;
     u8 *stages = memory + Z_BUFFERS * Z_SPACE, *factors = stages + STAGES * STAGE;

@@ -1,25 +1,28 @@
-"""Every operation on compute capability 9.0: kernels of its own for linear and rebuild where they fit, and Triton's for
-everything else.
-"""
+"""Every operation on compute capability 9.0: kernels of its own where they fit, and Triton's for everything else."""
 
 from typing import Final
 
 import torch
 
-from . import dense, hopper, hopper_rebuild, triton_path
+from . import dense, hopper, hopper_matrix, triton_path
+from .hopper_rebuild import rebuild as rebuild_narrow
+from .hopper_several import MOST, multiply_several
 from .table import Table
 from .triton_path import rows
 
 __all__ = ["linear", "rebuild", "rows"]
 
-FEW: Final = 4
-"""Up to this number of tokens bits are multiplied, two at a time; from there on W is rebuilt."""
+FEW: Final = 2
+"""Up to this number of tokens signs are multiplied as bits; up to `SEVERAL` tiles of W are made; then W as a whole."""
+SEVERAL: Final = MOST
 
 
 def linear(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns]."""
     if len(x) <= FEW and hopper.takes(x, table):
         hopper.multiply_few(x, table, bias, out)
+    elif len(x) <= SEVERAL and hopper_matrix.takes(x.dtype, table):
+        multiply_several(x, table, bias, out)
     elif len(x) <= triton_path.FEW:
         triton_path.linear(x, table, bias, out)
     else:
@@ -28,5 +31,5 @@ def linear(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.
 
 def rebuild(table: Table, out: torch.Tensor, start: int = 0, stop: int | None = None) -> None:
     """Write W, or a part of its rows, to `out` [rows, columns]; see `dense.rebuild`."""
-    make = hopper_rebuild.rebuild if hopper_rebuild.takes(out.dtype, table) else dense.rebuild
+    make = rebuild_narrow if hopper_matrix.takes(out.dtype, table) else dense.rebuild
     make(table, out, start, stop)

@@ -83,8 +83,7 @@ __device__ inline void clear_counters(const Args& a, int chain, int segment, int
 // and each bit of the numbers is a row of a tile, as the tensor cores read it. Programs (128 columns · segments, chain); the
 // further ones add up the single entries of a tile of rows.
 extern "C" __global__ void __launch_bounds__(SCALERS) scale_input(const __grid_constant__ Args a) {
-    // `multiply` may begin.
-    asm volatile("griddepcontrol.launch_dependents;");
+    begin_next();  // `multiply`
     __shared__ u32 most[V_GROUPS];
     __shared__ float inverse[RANKS];
     __shared__ int sums[4][RANKS];

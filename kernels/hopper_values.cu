@@ -33,3 +33,5 @@ __device__ inline float typed_value(const void* p, i64 at, int type) {
 
 __device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ inline void wait_for_input() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// What is launched next may begin; it waits for the end of this by itself.
+__device__ inline void begin_next() { asm volatile("griddepcontrol.launch_dependents;"); }

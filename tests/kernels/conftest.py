@@ -166,7 +166,7 @@ def make_chain() -> MakeChain:
     return _make_chain
 
 
-def _absolute(chain: Chain) -> torch.Tensor:
+def absolute(chain: Chain) -> torch.Tensor:
     """Σ over blocks and k of the absolute values that make W, float64 [rows, columns]."""
     total = torch.zeros(chain.rows, chain.columns, dtype=torch.float64, device=chain.device)
     for block in chain.blocks:
@@ -186,12 +186,12 @@ def _bound(chain: Chain, exact: torch.Tensor, dtype: torch.dtype, x: torch.Tenso
     columns; a product has at most 8 factors and roundings of its own (x, two scales, scale, U, V, sign, last sum).
     """
     terms = sum(getattr(block, "rank", 1) for block in chain.blocks) + len(chain.blocks) + 8
-    size = _absolute(chain)
+    size = absolute(chain)
     rounded_w = 0.0
     if x is not None:
         terms += chain.columns
         size = x.double().abs() @ size.T
-        if x.is_cuda and len(x) > 4:  # W is rounded to x.dtype, and cuBLAS may round partial sums to it once more.
+        if x.is_cuda and len(x) > 2:  # W is rounded to x.dtype, and cuBLAS may round partial sums to it once more.
             rounded_w = 2 * torch.finfo(x.dtype).eps
     info = torch.finfo(dtype)
     if dtype != torch.float32:  # Triton may round U·scale to half precision, and a result again for each sparse block.

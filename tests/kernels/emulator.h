@@ -80,6 +80,7 @@ static uint32_t narrow_pair(float low, float high) { return narrow(low) | (uint3
 static uint32_t half_pair(float low, float high) { return half_(low) | (uint32_t)half_(high) << 16; }
 static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
 static void wait_for_input() {}
+static void begin_next() {}
 static char anchor_[1];
 static uint32_t shared_address(const void* p) { return (uint32_t)((intptr_t)p - (intptr_t)anchor_); }
 static void load_matrices(uint32_t from, uint32_t (&out)[4]) {
@@ -92,18 +93,25 @@ static void load_matrices(uint32_t from, uint32_t (&out)[4]) {
     }
     heard_();
 }
-static void product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
+template <class Number> static void add_product_(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4], Number number) {
     const uint32_t words[6] = {left[0], left[1], left[2], left[3], right0, right1};
     const auto all = tell_(words, 6);
-    const auto number = [&](int lane, int word, int k) { return half_value((uint16_t)(all[lane][word] >> 16 * (k & 1))); };
+    const auto at = [&](int lane, int word, int k) { return number((uint16_t)(all[lane][word] >> 16 * (k & 1))); };
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     for (int i = 0; i < 4; i++) {
-        double sum = 0;
+        double sum = out[i];
         for (int k = 0; k < 16; k++)
-            sum += (double)number(g * 4 + k % 8 / 2, (i >> 1) + 2 * (k / 8), k) * number((2 * q + (i & 1)) * 4 + k % 8 / 2, 4 + k / 8, k);
+            sum += (double)at(g * 4 + k % 8 / 2, (i >> 1) + 2 * (k / 8), k) * at((2 * q + (i & 1)) * 4 + k % 8 / 2, 4 + k / 8, k);
         out[i] = (float)sum;
     }
     heard_();
+}
+static void product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
+    for (float& number : out) number = 0;
+    add_product_(left, right0, right1, out, half_value);
+}
+static void add_product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
+    add_product_(left, right0, right1, out, [](uint16_t h) { return BFLOAT ? __uint_as_float((uint32_t)h << 16) : half_value(h); });
 }
 
 // Every program of a grid, one after the other.
