@@ -2,7 +2,6 @@
 
 import ctypes
 from functools import cache
-from typing import Final
 
 import torch
 
@@ -16,7 +15,7 @@ from .tiles import on_device
 class _Arguments(ctypes.Structure):
     """`RebuildArgs` of the source."""
 
-    _fields_: Final = (
+    _fields_ = (
         ("matrix", Matrix),
         ("w", ctypes.c_void_p),
         ("first_row", ctypes.c_int),

@@ -23,7 +23,7 @@ _PART_COST: Final = 0.25
 class _Arguments(ctypes.Structure):
     """`SeveralArgs` of the source."""
 
-    _fields_: Final = (
+    _fields_ = (
         ("matrix", Matrix),
         *((name, ctypes.c_void_p) for name in ("x", "bias", "partial", "y")),
         *((name, ctypes.c_int) for name in ("tokens", "parts", "bias_type")),

@@ -23,7 +23,7 @@ struct Matrix {
 struct Tile {
     u8 factors[AT_A_TIME][2 * SIDE * LINE];  // U, then V, each line's two halves where `half_at` says
     uint2 signs[AT_A_TIME][SIDE][2];
-    float sizes[AT_A_TIME][WIDTH_MOST];      // what U is multiplied by, of the largest one, which is in `units`
+    __align__(4) u16 sizes[AT_A_TIME][WIDTH_MOST];        // what U is multiplied by, of the largest one, which is in `units`; half precision
     float units[AT_A_TIME];
     float across[SIDE], down[SIDE];          // the scales
 };
@@ -44,6 +44,11 @@ __device__ inline int half_at(int line, int half) { return line * LINE + 16 * (h
 __device__ inline u32 half_pair(float low, float high) {
     u32 both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+__device__ inline u32 half_times(u32 left, u32 right) {
+    u32 both;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(left), "r"(right));
     return both;
 }
 __device__ inline void load_matrices(u32 from, u32 (&out)[4]) {
@@ -93,13 +98,13 @@ struct Lines {
 };
 
 // The line as half precision, times `sizes` where there are any.
-__device__ inline void store_line(u8* to, int line, const uint4 (&raw)[2], bool bytes, const float* sizes) {
+__device__ inline void store_line(u8* to, int line, const uint4 (&raw)[2], bool bytes, const u16* sizes) {
     const u32 words[8] = {raw[0].x, raw[0].y, raw[0].z, raw[0].w, raw[1].x, raw[1].y, raw[1].z, raw[1].w};
     u32 pairs[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         pairs[i] = bytes ? wide((u16)(words[i >> 1] >> 16 * (i & 1))) : words[i];
-        if (sizes) pairs[i] = half_pair(half_value((u16)pairs[i]) * sizes[2 * i], half_value((u16)(pairs[i] >> 16)) * sizes[2 * i + 1]);
+        if (sizes) pairs[i] = half_times(pairs[i], ((const u32*)sizes)[i]);
     }
     *(uint4*)(to + half_at(line, 0)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     *(uint4*)(to + half_at(line, 1)) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
@@ -116,7 +121,7 @@ __device__ inline void find_sizes(Tile& here, int s, const i64* row) {
     float unit = fabsf(size);
 #pragma unroll
     for (int step = 8; step; step >>= 1) unit = fmaxf(unit, __shfl_xor_sync(0xffffffffu, unit, step));
-    if (lane < WIDTH_MOST) here.sizes[s][lane] = unit > 0.f ? size / unit : size;
+    if (lane < WIDTH_MOST) here.sizes[s][lane] = (u16)half_pair(unit > 0.f ? size / unit : size, 0.f);
     if (lane == 0) here.units[s] = unit;
 }
 
@@ -158,7 +163,7 @@ __device__ inline void bring_segments(const Matrix& a, Tile& here, const i64* fi
         u16* to = (u16*)(here.factors[s] + (is_u ? 0 : SIDE * LINE));
 #pragma unroll 1
         for (int k = 0; k < lines.width; k++)
-            to[half_at(line, k >> 3) / 2 + (k & 7)] = (u16)half_pair(lines.value(at, k) * (is_u ? here.sizes[s][k] : 1.f), 0.f);
+            to[half_at(line, k >> 3) / 2 + (k & 7)] = (u16)half_pair(lines.value(at, k) * (is_u ? half_value(here.sizes[s][k]) : 1.f), 0.f);
     }
     __syncthreads();
 }

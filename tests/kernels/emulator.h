@@ -78,6 +78,10 @@ static float byte_(uint8_t b) {
 static uint16_t narrow(float f) { return BFLOAT ? bfloat_(f) : half_(f); }
 static uint32_t narrow_pair(float low, float high) { return narrow(low) | (uint32_t)narrow(high) << 16; }
 static uint32_t half_pair(float low, float high) { return half_(low) | (uint32_t)half_(high) << 16; }
+static uint32_t half_times(uint32_t left, uint32_t right) {
+    const auto times = [](uint32_t a, uint32_t b) { return half_value((uint16_t)a) * half_value((uint16_t)b); };
+    return half_pair(times(left, right), times(left >> 16, right >> 16));
+}
 static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
 static void wait_for_input() {}
 static void begin_next() {}

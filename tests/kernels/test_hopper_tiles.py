@@ -1,4 +1,4 @@
-"""Kernels that make tiles of W, for compute capability 9.0: on such a GPU, and everywhere by a C++ compiler and threads."""
+"""Kernels that make tiles of W, for compute capability 9.0: on such a GPU, and elsewhere by a C++ compiler."""
 
 import ctypes
 from collections.abc import Callable
