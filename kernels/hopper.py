@@ -26,7 +26,7 @@ _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16
 _THREADS: Final = 20 * 32
 _TILE_PARTS: Final = 4
 """Programs that add up the entries of a tile of a sparse block."""
-_SOURCES: Final = ("values", "common", "units", "scale", "ring", "finish", "multiply")
+_SOURCES: Final = ("values", "assembly", "common", "units", "scale", "ring", "finish", "multiply")
 """Of the source, in this order."""
 _SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 

@@ -59,20 +59,6 @@ struct Args {
     int row_type, col_type, bias_type;
 };
 
-__device__ inline void barrier_init(u32 b, int n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(b), "r"(n)); }
-__device__ inline void barrier_arrive(u32 b) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(b) : "memory"); }
-__device__ inline void barrier_expect(u32 b, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
-}
-__device__ inline void barrier_wait(u32 b, u32 phase) {
-    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(b), "r"(phase)
-                 : "memory");
-}
-__device__ inline void bulk_copy(u32 to, const u8* from, int bytes, u32 b) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(b)
-                 : "memory");
-}
-
 __device__ inline int rows_of(const Args& a, int chain) { return min(a.chain_rows, a.rows - chain * a.chain_rows); }
 __device__ inline int tiles_of(const Args& a, int chain) { return (rows_of(a, chain) + TILE - 1) / TILE; }
 __device__ inline int halves_of(const Args& a, int slice) { return min(HALVES, (a.columns - slice * SLICE + 1023) / 1024); }

@@ -1,12 +1,5 @@
 // What is left when the products are done: y of each tile of rows, by the program that adds to it last.
 
-__device__ inline int shared_value(const int* p) {
-    int value;
-    asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(p)) : "memory");
-    return value;
-}
-__device__ inline void set_shared(int* p, int value) { asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(value) : "memory"); }
-
 // Write y of a tile that nobody adds to any more. One warp: a lane has four rows, and every other sum of them.
 __device__ inline void finish(const Args& a, int there) {
     const int lane = threadIdx.x & 31, odd = lane >> 4, quarter = lane & 15;
@@ -75,7 +68,7 @@ __device__ inline void count_units(const Args& a, Shared& own, int first, int co
             find_tile(a, base + lane, first, count, first_idle, there, needed);
             const int chain = there / a.tiles;
             const i64 m = (i64)chain * a.chain_rows + (there - chain * a.tiles) * TILE;
-            for (int line = 0; line < (a.row_type ? 1 : 2); line++) asm volatile("prefetch.global.L2 [%0];" ::"l"((const u8*)a.row_scale + m * (a.row_type ? 2 : 4) + line * 128));
+            for (int line = 0; line < (a.row_type ? 1 : 2); line++) prefetch((const u8*)a.row_scale + m * (a.row_type ? 2 : 4) + line * 128);
         }
         if (base == 0) wait_for_input();
         for (int finished = 0; finished < here;) {
@@ -88,7 +81,7 @@ __device__ inline void count_units(const Args& a, Shared& own, int first, int co
             bool complete = false;
             if (finished <= lane && lane < ready) {
                 int before = -1;
-                if (needed) asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(a.arrived + there) : "memory");
+                if (needed) before = count_one(a.arrived + there);
                 complete = before == needed - 1;
             }
             u32 mask = __ballot_sync(~0u, complete);

@@ -11,12 +11,10 @@ __device__ inline u32 load_pair(const u8* from, bool bytes, int columns) {
     if (columns > 1) high = bytes ? wide(from[1]) & 0xffff : ((const u16*)from)[1];
     return low | high << 16;
 }
-__device__ inline u32 shared_word(u32 address) { u32 w; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(address)); return w; }
-__device__ inline u16 shared_short(u32 address) { u16 w; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(address)); return w; }
 
 // The groups take turns, so that one multiplies while others do what comes after.
-__device__ inline void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
-__device__ inline void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(1 + (group + 1) % CONSUMERS) : "memory"); }
+__device__ inline void take_turn(int group) { await_group(1 + group); }
+__device__ inline void pass_turn(int group) { tell_group(1 + (group + 1) % CONSUMERS); }
 
 // Multiplies: a warp group takes one job of every AT_ONCE-th unit.
 __device__ inline void multiply_units(const Args& a, const Ring& ring, Unit unit, int count, const u8* buffers, const u8* stages, const u8* factors, int* done) {
@@ -78,16 +76,16 @@ __device__ inline void multiply_units(const Args& a, const Ring& ring, Unit unit
             const u32 da = described(shared_address(stages + stage * STAGE));
             barrier_wait(ring.full + 8 * stage, phase);
             take_turn(group);
-            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+            begin_products();
 #pragma unroll
             for (int k = 0; k < 4; k++) WGMMA(acc, da + k * 2, db + k * 2, k > 0);
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            commit_products();
             if (group != CONSUMERS - 1 || finished + 1 < rounds) pass_turn(group);
             if (whole) {
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                begin_products();
 #pragma unroll
                 for (int k = 0; k < 4; k++) WGMMA(acc, da + BOX / 16 + k * 2, db + Z_HALF / 16 + k * 2, 1);
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                commit_products();
             }
             u32 left[2];
             const i64 first_row = (i64)(unit.tile + turn - i) * TILE;
@@ -105,9 +103,9 @@ __device__ inline void multiply_units(const Args& a, const Ring& ring, Unit unit
                     else left[1] = both;
                 }
             }
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            await_products();
 #pragma unroll
-            for (int k = 0; k < N / 2; k++) asm volatile("" : "+r"(acc[k])::"memory");
+            for (int k = 0; k < N / 2; k++) settle(acc[k]);
             if (lane == 0) barrier_arrive(ring.empty + 8 * stage);
             float result[2];
 #pragma unroll
@@ -159,11 +157,11 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 4), 1) multiply(const
     if (entries <= KNOWN) a.table = own.table, a.counts = own.counts;
     unit.enter(a);
     if (warp < WARPS) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+        more_registers();
         if (count) multiply_units(a, ring, unit, count, memory, stages, factors, own.done);
         finish_tiles(a, own);
     } else {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+        fewer_registers();
         if (warp == RING_WARP) {
             if ((thread & 31) == 0 && count) bring(a, ring, unit, count, stages, factors);
         } else if (warp == Z_WARP) {

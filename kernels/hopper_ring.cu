@@ -18,7 +18,7 @@ struct Ring {
         for (int i = 0; i < STAGES; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 4 * JOBS);
         for (int i = 0; i < Z_BUFFERS * HALVES; i++) barrier_init(z_full + 8 * i, 1);
         for (int i = 0; i < Z_BUFFERS; i++) barrier_init(z_empty + 8 * i, WARPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        show_barriers();
     }
     __device__ u32 z_arrival(int z, int half) const { return z_full + 8 * (z % Z_BUFFERS * HALVES + half); }
     __device__ void wait_for_z(int z, int half) const { barrier_wait(z_arrival(z, half), z / Z_BUFFERS & 1); }
@@ -31,7 +31,7 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
         n = unit.run(count - i);
         const i64* row = unit.row(a);
         const u8* map = a.maps + ((i64)unit.chain * a.capacity + unit.segment) * 128;
-        asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+        acquire_map(map);
         const bool plain = row[PLAIN] != 0;
         const int rank_bytes = (int)row[RANK] * ((int)row[KIND] == SIGN8 ? 1 : 2), n_rows = rows_of(a, unit.chain), halves = halves_of(a, unit.slice);
         const u8* u = (const u8*)row[U];
@@ -44,10 +44,7 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
             barrier_expect(arrival, halves * BOX + u_bytes);
             for (int h = 0; h < halves; h++)
                 // Past the end of the rows the signs read as zeros: those of a block without any.
-                asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-                                 shared_address(stages + stage * STAGE + h * BOX)),
-                             "l"(map), "r"(unit.slice * (SLICE / 8) + h * 128), "r"(plain ? 1 << 30 : r), "r"(arrival)
-                             : "memory");
+                copy_box(shared_address(stages + stage * STAGE + h * BOX), map, unit.slice * (SLICE / 8) + h * 128, plain ? 1 << 30 : r, arrival);
             if (u_bytes) bulk_copy(shared_address(factors + stage * U_BYTES), from, u_bytes, arrival);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
