@@ -15,6 +15,7 @@ from .cuda_driver import Kernel, Module
 from .shares import FIELDS as SHARE_FIELDS
 from .shares import PARTS
 from .table import FIELD_NAMES, FIELDS, SIGN8, SLICE, TILE, Table
+from .tiles import on_device
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
 """Bits of a number of Z, by the type of x: more than x has, since a slice of columns shares a step."""
@@ -46,7 +47,7 @@ class _Arguments(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class _Variant:
+class Variant:
     """Kernels compiled for a type of x, a number of tokens and columns of the factors."""
 
     bits: int
@@ -100,9 +101,11 @@ class _Variant:
 
 
 @cache
-def _kernels(variant: _Variant, device: int) -> tuple[Kernel, Kernel]:
-    module = Module(variant.source(), "sm_90a")
-    return module.kernel("scale_input"), module.kernel("multiply", variant.sizes()[2])
+def kernels_for(variant: Variant, device: torch.device) -> tuple[Kernel, Kernel]:
+    """The kernels for the scaled input and for the products, loaded on a device."""
+    with torch.cuda.device(device):
+        module = Module(variant.source(), "sm_90a")
+        return module.kernel("scale_input"), module.kernel("multiply", variant.sizes()[2])
 
 
 def takes(x: torch.Tensor, table: Table) -> bool:
@@ -119,15 +122,15 @@ def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: 
     Raises:
         DriverError: the kernels cannot be compiled or launched.
     """
-    with torch.cuda.device(x.device):
+    with on_device(x.device):
         x = x.contiguous()
         for start in range(0, len(x), TOKENS):
             _multiply(x[start : start + TOKENS], table, bias, out[start : start + TOKENS])
 
 
 def _multiply(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    variant = _Variant(BITS[x.dtype], table.ranks, len(x), x.dtype == torch.bfloat16)
-    scale_input, multiply = _kernels(variant, torch.cuda.current_device())
+    variant = Variant(BITS[x.dtype], table.ranks, len(x), x.dtype == torch.bfloat16)
+    scale_input, multiply = kernels_for(variant, x.device)
     if bias is not None and bias.dtype not in _SCALE_TYPES:
         bias = bias.float()
     slices, tiles = -(-table.columns // SLICE), -(-table.chain_rows // TILE)

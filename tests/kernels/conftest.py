@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -34,6 +35,11 @@ CASES = [
     pytest.param(("torch", "cuda"), id="torch-cuda", marks=GPU),
     pytest.param(("reference", "cpu"), id="reference"),
 ]
+
+
+def marked(marks: Sequence[pytest.MarkDecorator]) -> Callable[[Any], Any]:
+    """What puts all of some marks on a test."""
+    return lambda test: reduce(lambda made, mark: mark(made), marks, test)
 
 
 class _Restored:

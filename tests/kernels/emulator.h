@@ -1,10 +1,9 @@
-// Enough of CUDA C++ for a C++ compiler: the threads of a program are threads, and what their warps do together they do at barriers.
+// Enough of CUDA C++ for a C++ compiler. The threads of a program take turns in one thread: each goes on until it has to wait.
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#include <ucontext.h>
 #include <algorithm>
-#include <thread>
 #include <vector>
 using std::max;
 using std::min;
@@ -19,7 +18,7 @@ struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
 static uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-static thread_local Place threadIdx, blockIdx;
+static Place threadIdx, blockIdx, gridDim, blockDim;
 
 #define __device__
 #define __global__
@@ -41,17 +40,44 @@ template <class T> T __ldg(const T* p) {
     return *p;
 }
 
-static pthread_barrier_t program_, warps_[32];
+// Whose turn it is, and who has ended.
+static const int MOST_ = 1024;
+static ucontext_t main_, threads_[MOST_];
+static bool ended_[MOST_];
+static int idle_;  // turns in which nobody found what it waits for
+static void next_() {
+    const int from = threadIdx.x;
+    do threadIdx.x = (threadIdx.x + 1) % blockDim.x;
+    while (ended_[threadIdx.x] && threadIdx.x != from);
+    if (ended_[threadIdx.x] || idle_ > 1000 * blockDim.x) setcontext(&main_);
+    if (threadIdx.x != from) swapcontext(&threads_[from], &threads_[threadIdx.x]);
+}
+template <class Ready> static void wait_(Ready ready) {
+    while (!ready()) idle_++, next_();
+    idle_ = 0;
+}
+struct Meeting_ {
+    int there = 0, turn = 0;
+    void arrive(int of) {
+        if (++there == of) there = 0, turn++;
+    }
+    void wait(int of) {
+        const int now = turn;
+        arrive(of);
+        wait_([&] { return turn != now; });
+    }
+};
+static Meeting_ program_, warps_[32];
 static uint32_t told_[32][32][8];
-static void __syncthreads() { pthread_barrier_wait(&program_); }
+static void __syncthreads() { program_.wait(blockDim.x); }
 // What every thread of the warp tells; `heard_` when it is not wanted any more.
 static uint32_t (*tell_(const uint32_t* words, int count))[8] {
     const int warp = threadIdx.x / 32;
     memcpy(told_[warp][threadIdx.x % 32], words, 4 * count);
-    pthread_barrier_wait(&warps_[warp]);
+    warps_[warp].wait(32);
     return told_[warp];
 }
-static void heard_() { pthread_barrier_wait(&warps_[threadIdx.x / 32]); }
+static void heard_() { warps_[threadIdx.x / 32].wait(32); }
 static float __shfl_xor_sync(uint32_t, float value, int step) {
     const uint32_t word = __float_as_uint(value);
     const float other = __uint_as_float(tell_(&word, 1)[(threadIdx.x % 32) ^ step][0]);
@@ -85,7 +111,7 @@ static uint32_t half_times(uint32_t left, uint32_t right) {
 static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
 static void wait_for_input() {}
 static void begin_next() {}
-static char anchor_[1];
+static char anchor_[1 << 18] __attribute__((aligned(1024)));  // what a launch asks for of shared memory is here
 static uint32_t shared_address(const void* p) { return (uint32_t)((intptr_t)p - (intptr_t)anchor_); }
 static void load_matrices(uint32_t from, uint32_t (&out)[4]) {
     const auto rows = tell_(&from, 1);
@@ -118,19 +144,3 @@ static void add_product(const uint32_t (&left)[4], uint32_t right0, uint32_t rig
     add_product_(left, right0, right1, out, [](uint16_t h) { return BFLOAT ? __uint_as_float((uint32_t)h << 16) : half_value(h); });
 }
 
-// Every program of a grid, one after the other.
-template <class Kernel, class Args> static void run_(Kernel kernel, const Args& args, int threads, Place grid) {
-    pthread_barrier_init(&program_, nullptr, threads);
-    for (int warp = 0; warp < threads / 32; warp++) pthread_barrier_init(&warps_[warp], nullptr, 32);
-    for (int z = 0; z < grid.z; z++)
-        for (int y = 0; y < grid.y; y++)
-            for (int x = 0; x < grid.x; x++) {
-                std::vector<std::thread> all;
-                for (int t = 0; t < threads; t++)
-                    all.emplace_back([&, t] {
-                        threadIdx = {t, 0, 0}, blockIdx = {x, y, z};
-                        kernel(args);
-                    });
-                for (auto& one : all) one.join();
-            }
-}

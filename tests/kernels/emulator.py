@@ -11,7 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-HEADER = Path(__file__).with_suffix(".h")
+from bitstack.kernels.cuda_driver import Kernel
+
+HEADERS = [Path(__file__).with_name(name) for name in ("emulator.h", "emulator_bits.h")]
+RUN = Path(__file__).with_name("emulator_run.h")
 _FUNCTION = re.compile(r"^__device__ inline \w+ (\w+)\([^{\n]*\{", re.M)
 
 
@@ -20,34 +23,51 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def compile_kernel(source: str, kernel: str, arguments: str, threads: int, folder: Path) -> Any:
-    """A function of a pointer to the arguments and the three sizes of a grid.
+def compile_kernel(source: str, kernel: str, arguments: str, folder: Path) -> Any:
+    """A function of a pointer to the arguments, the threads of a program and the three sizes of a grid.
 
     Args:
         source: as NVRTC gets it, definitions first. kernel, arguments: the names of the kernel and of its structure.
-        threads: of a program.
     """
     definitions, rest = re.fullmatch(r"((?:#define [^\n]*\n)*)(.*)", source, re.S).groups()
-    header = HEADER.read_text("utf-8")
-    replaced = set(re.findall(r"^static [\w<>]+ (\w+)\(", header, re.M))
-    rest = _without(replaced, re.sub(r"#pragma unroll[^\n]*", "", rest))
+    header = "\n".join(path.read_text("utf-8") for path in HEADERS)
+    rest = _without(
+        set(re.findall(r"^static [\w<>]+ (\w+)\(", header, re.M)), re.sub(r"#pragma unroll[^\n]*", "", rest)
+    )
+    rest = re.sub(r"extern __shared__ [^;]*?(\w+) (\w+)\[\];", r"\1* const \2 = (\1*)anchor_;", rest)
     if re.search(r"\basm\b", rest):
-        raise ValueError(f"assembly in the source without a counterpart in {HEADER.name}")
-    narrow = [line for line in definitions.splitlines() if line.split()[1] == "BFLOAT"]
-    others = [line for line in definitions.splitlines() if line not in narrow]
+        raise ValueError("assembly in the source without a counterpart in emulator.h")
+    # What the headers define is not defined again; what they use is defined before them.
+    lines = [line for line in definitions.splitlines() if not re.search(rf"^{line.split('(')[0]}\b", header, re.M)]
+    before = [line for line in lines if line.split()[1] == "BFLOAT"]
+    after = [line for line in lines if line not in before]
     entry = (
-        f'extern "C" void run(const {arguments}* arguments, int x, int y, int z) {{\n'
-        f"    run_({kernel}, *arguments, {threads}, Place{{x, y, z}});\n}}\n"
+        f'extern "C" bool run(const {arguments}* arguments, int threads, int x, int y, int z) {{\n'
+        f"    return run_({kernel}, *arguments, threads, Place{{x, y, z}});\n}}\n"
     )
     text, library = folder / f"{kernel}.cpp", folder / f"{kernel}.so"
-    text.write_text("\n".join([*narrow, header, *others, rest, entry]), "utf-8")
-    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"]
+    text.write_text("\n".join([*before, header, *after, rest, RUN.read_text("utf-8"), entry]), "utf-8")
+    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-w"]
     made = subprocess.run(
         [str(compiler()), *flags, "-o", str(library), str(text)], capture_output=True, text=True, check=False
     )
     if made.returncode:
         raise ValueError(f"{text}: {made.stderr[:2000]}")
-    return ctypes.CDLL(str(library)).run
+    run = ctypes.CDLL(str(library)).run
+    run.restype = ctypes.c_bool
+    return run
+
+
+class Emulated(Kernel):
+    """A kernel that runs on the CPU."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def launch(self, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure) -> None:
+        """Run it, and return when it has ended."""
+        if not self._run(ctypes.byref(arguments), threads, *grid):
+            raise RuntimeError("the kernel waits for what never comes")
 
 
 def _without(names: set[str], source: str) -> str:

@@ -1,18 +1,24 @@
-"""Products of single bits, on GPUs that have them: where rows of signs are a multiple of 16 bytes, and nowhere else."""
+"""Products of single bits, on GPUs that have them: where rows of signs are a multiple of 16 bytes, and nowhere else.
+
+The kernels also run elsewhere, compiled by a C++ compiler; what is about graphs, streams and compiling needs the GPU.
+"""
+
+import struct
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, linear
+from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear, table
+from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
+from tests.kernels import emulator
+from tests.kernels.conftest import HOPPER, marked
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-        reason="no CUDA device of compute capability 9.0",
-    ),
-]
+NEEDS_HOPPER = marked(HOPPER)
+#: Elements of a matrix that take long enough without a GPU.
+SMALL = 1 << 17
 EVERY = [
     (8, True),
     "plane",
@@ -25,38 +31,78 @@ EVERY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], tuple[Kernel, ...]]:
+    """Both kernels of a variant, run on the CPU."""
+    if emulator.compiler() is None:
+        pytest.skip("no g++, which would run the kernels without a GPU")
+
+    @cache
+    def made(variant: hopper.Variant) -> tuple[Kernel, ...]:
+        folder = tmp_path_factory.mktemp("emulated")
+        runs = [emulator.compile_kernel(variant.source(), n, "Args", folder) for n in ("scale_input", "multiply")]
+        return tuple(emulator.Emulated(run) for run in runs)
+
+    return made
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=HOPPER)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where matrices lie that the kernels are for."""
+    if request.param == "cuda":
+        return "cuda"
+    made = request.getfixturevalue("emulated")
+    monkeypatch.setattr(hopper, "kernels_for", lambda variant, _: made(variant))
+    monkeypatch.setattr(table, "has_bit_products", lambda _: True)
+    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
+    monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
+    return "cpu"
+
+
+def _multiply(x, matrix, bias=None, out=None):
+    if x.is_cuda:
+        return linear(x, matrix, bias=bias, out=out, backend="hopper")
+    out = torch.empty(len(x), matrix.rows, dtype=x.dtype) if out is None else out
+    hopper.multiply_few(x, matrix, bias, out)
+    return out
+
+
 def _check(chain, bound, tokens, dtype, bias=None):
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(tokens, chain.columns, generator=g).to("cuda", dtype)
+    x = torch.randn(tokens, chain.columns, generator=g).to(chain.device, dtype)
     exact = x.double() @ dense(chain).T
     limit = bound(chain, exact, dtype, x)
     if bias is not None:
         exact = exact + bias.double()
         limit = limit + torch.finfo(dtype).eps * exact.abs() + 1e-6
-    table = Table(chain)
-    assert table.maps is not None
-    out = torch.full((tokens, chain.rows), float("nan"), device="cuda", dtype=dtype)
-    linear(x, table, bias=bias, out=out, backend="hopper")
+    matrix = Table(chain)
+    assert matrix.maps is not None
+    out = torch.full((tokens, chain.rows), float("nan"), device=chain.device, dtype=dtype)
+    _multiply(x, matrix, bias, out)
     error = (out.double() - exact).abs()
     assert (error <= limit).all(), f"{(error / limit).max():.3g} times what it may be"
-    assert torch.equal(linear(x, table, bias=bias, backend="hopper"), out)
+    if x.is_cuda:  # elsewhere threads take turns, always the same ones
+        assert torch.equal(_multiply(x, matrix, bias), out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("m", "n"), [(1, 128), (63, 256), (64, 1024), (65, 1152), (131, 2048), (1000, 2176), (257, 4096), (70, 14336)]
 )
-def test_shapes(make_chain, bound, m, n, dtype):
-    for tokens in (1, 2, 3, 4, 5, 33):
-        _check(make_chain(m, n, EVERY, device="cuda", garbage=True), bound, tokens, dtype)
+def test_shapes(make_chain, bound, device, m, n, dtype):
+    if device == "cpu" and m * n > SMALL:
+        pytest.skip("takes too long on a CPU")
+    for tokens in (1, 2, 3, 4, 5, 33) if device == "cuda" else (1, 3):
+        _check(make_chain(m, n, EVERY, device=device, garbage=True), bound, tokens, dtype)
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("rank", [1, 7, 8, 9, 15, 16, 17, 33, 65])
-def test_ranks(make_chain, bound, rank, fp8):
+def test_ranks(make_chain, bound, device, rank, fp8):
+    n = 2304 if device == "cuda" else 256
     for blocks in ([(rank, fp8)], [(rank, fp8), "plane"], [("lowrank", rank, fp8)], [(3, True), (rank, fp8)]):
-        _check(make_chain(100, 2304, blocks, device="cuda"), bound, 2, torch.bfloat16)
-        _check(make_chain(100, 2304, blocks, device="cuda"), bound, 1, torch.float16)
+        _check(make_chain(100, n, blocks, device=device), bound, 2, torch.bfloat16)
+        _check(make_chain(100, n, blocks, device=device), bound, 1, torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -73,49 +119,52 @@ def test_ranks(make_chain, bound, rank, fp8):
     ids=["none", "sparse", "no entries", "two sparse", "lowrank", "planes", "more than are kept in shared memory"],
 )
 @pytest.mark.parametrize("bias", [False, True])
-def test_kinds(make_chain, bound, blocks, bias):
-    chain = make_chain(1031, 640, blocks, device="cuda")
-    added = torch.randn(1031, device="cuda").bfloat16() if bias else None
+def test_kinds(make_chain, bound, device, blocks, bias):
+    m = 1031 if device == "cuda" else 131
+    chain = make_chain(m, 640, blocks, device=device)
+    added = torch.randn(m, device=device).bfloat16() if bias else None
     for tokens in (1, 2):
         _check(chain, bound, tokens, torch.bfloat16, added)
 
 
 @pytest.mark.parametrize("scales", [torch.float16, torch.bfloat16])
-def test_types_of_the_scale_vectors(make_chain, bound, scales):
-    _check(make_chain(300, 2048, EVERY, device="cuda", scales=scales), bound, 1, torch.bfloat16)
+def test_types_of_the_scale_vectors(make_chain, bound, device, scales):
+    _check(make_chain(100, 1024, EVERY, device=device, scales=scales), bound, 1, torch.bfloat16)
 
 
-def test_many_chains_are_one_matrix(make_chain, bound):
-    chains = [make_chain(200, 2048, EVERY[: 1 + s % 8], device="cuda", seed=s) for s in range(10)]
-    chains.append(make_chain(77, 2048, EVERY, device="cuda", seed=99))
-    table = Table(
+def test_many_chains_are_one_matrix(make_chain, bound, device):
+    n = 2048 if device == "cuda" else 256
+    chains = [make_chain(200, n, EVERY[: 1 + s % 8], device=device, seed=s) for s in range(10)]
+    chains.append(make_chain(77, n, EVERY, device=device, seed=99))
+    matrix = Table(
         chains,
         row_scale=torch.cat([c.row_scale for c in chains]),
         col_scale=torch.stack([c.col_scale for c in chains]),
     )
-    x = torch.randn(2, 2048, generator=torch.Generator().manual_seed(2)).to("cuda", torch.bfloat16)
+    x = torch.randn(2, n, generator=torch.Generator().manual_seed(2)).to(device, torch.bfloat16)
     wanted = [x.double() @ dense(c).T for c in chains]
     limits = [bound(c, w, torch.bfloat16, x) for c, w in zip(chains, wanted, strict=True)]
-    got = linear(x, table, backend="hopper")
+    got = _multiply(x, matrix)
     assert ((got.double() - torch.cat(wanted, 1)).abs() <= torch.cat(limits, 1)).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_shows_in_every_row(make_chain, bad):
-    chain = make_chain(100, 2304, [(3, False)], device="cuda")
+def test_what_is_no_number_shows_in_every_row(make_chain, device, bad):
+    chain = make_chain(100, 2304, [(3, False)], device=device)
     for column in (0, 2303):
-        x = torch.ones(2, 2304, device="cuda", dtype=torch.bfloat16)
+        x = torch.ones(2, 2304, device=device, dtype=torch.bfloat16)
         x[0, column] = bad
-        y = linear(x, chain, backend="hopper")
+        y = _multiply(x, Table(chain))
         assert not y[0].isfinite().any()
         assert y[1].isfinite().all()
 
 
-def test_zeros(make_chain):
-    chain = make_chain(100, 2304, EVERY[:3], device="cuda")
-    assert not linear(torch.zeros(1, 2304, device="cuda").half(), chain, backend="hopper").any()
+def test_zeros(make_chain, device):
+    chain = make_chain(100, 2304, EVERY[:3], device=device)
+    assert not _multiply(torch.zeros(1, 2304, device=device).half(), Table(chain)).any()
 
 
+@NEEDS_HOPPER
 def test_what_it_is_not_for_goes_to_triton(make_chain, bound):
     for n, dtype in ((2048, torch.float32), (100, torch.bfloat16), (1000, torch.float16)):
         chain = make_chain(65, n, [(3, False), "plane"], device="cuda")
@@ -124,41 +173,44 @@ def test_what_it_is_not_for_goes_to_triton(make_chain, bound):
         assert ((linear(x, chain, backend="hopper").double() - exact).abs() <= bound(chain, exact, dtype, x)).all()
 
 
+@NEEDS_HOPPER
 def test_a_graph_sees_what_the_table_holds_by_then(make_chain, bound):
     chain = make_chain(300, 2176, EVERY, device="cuda")
     states = [Chain(300, 2176, chain.row_scale, chain.col_scale, chain.blocks[:n]) for n in range(len(EVERY) + 1)]
-    table = Table(states[3], Room.of([chain]))
+    matrix = Table(states[3], Room.of([chain]))
     x = torch.randn(1, 2176, device="cuda").bfloat16()
     out = torch.empty(1, 300, device="cuda", dtype=torch.bfloat16)
-    linear(x, table, out=out, backend="hopper")
+    linear(x, matrix, out=out, backend="hopper")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        linear(x, table, out=out, backend="hopper")
+        linear(x, matrix, out=out, backend="hopper")
     for state in [*states, *reversed(states)]:
-        table.update(state)
+        matrix.update(state)
         out.fill_(float("nan"))
         graph.replay()
         exact = x.double() @ dense(state).T
         assert ((out.double() - exact).abs() <= bound(state, exact, torch.bfloat16, x)).all()
-        assert torch.equal(out, linear(x, table, backend="hopper"))
+        assert torch.equal(out, linear(x, matrix, backend="hopper"))
 
 
+@NEEDS_HOPPER
 def test_two_streams_at_once(make_chain):
-    table = Table(make_chain(3000, 4096, [(16, False)] * 2, device="cuda"))
+    matrix = Table(make_chain(3000, 4096, [(16, False)] * 2, device="cuda"))
     xs = [torch.randn(1, 4096, device="cuda").bfloat16() for _ in range(2)]
-    wanted = [linear(x, table, backend="hopper") for x in xs]
+    wanted = [linear(x, matrix, backend="hopper") for x in xs]
     streams = [torch.cuda.Stream() for _ in xs]
     torch.cuda.synchronize()
     got = [[], []]
     for _ in range(30):
         for stream, x, into in zip(streams, xs, got, strict=True):
             with torch.cuda.stream(stream):
-                into.append(linear(x, table, backend="hopper"))
+                into.append(linear(x, matrix, backend="hopper"))
     torch.cuda.synchronize()
     for want, into in zip(wanted, got, strict=True):
         assert all(torch.equal(y, want) for y in into)
 
 
+@NEEDS_HOPPER
 def test_signs_past_two_gibibytes():
     if torch.cuda.mem_get_info()[0] < 8 << 30:
         pytest.skip("needs 8 GiB of GPU memory")
@@ -174,6 +226,7 @@ def test_signs_past_two_gibibytes():
     assert (error <= 2e-3 * exact.abs() + 1e-4 * size).all()
 
 
+@NEEDS_HOPPER
 def test_a_source_that_cannot_be_compiled_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(cuda_driver.DriverError, match=r"(?s)NVRTC: .*error"):
@@ -181,6 +234,7 @@ def test_a_source_that_cannot_be_compiled_says_why(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.cubin"))
 
 
+@NEEDS_HOPPER
 def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = 'extern "C" __global__ void nothing() {}'
