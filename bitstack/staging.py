@@ -186,11 +186,8 @@ class HostCopies:
 
 
 def uploads_to(device: torch.device) -> Staging | HostCopies:
-    """What copies payloads to a device; call it with each, and ``finish`` at the end.
-
-    In one go also to a GPU, until `tools.bench.to_device` shows that `Staging` is faster there.
-    """
-    return HostCopies(device)
+    """What copies payloads to a device; call it with each, and ``finish`` at the end."""
+    return Staging(CudaRuntime(device)) if device.type == "cuda" else HostCopies(device)
 
 
 def _fill(place: torch.Tensor, payload: memoryview) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitstack.staging import CudaRuntime, HostCopies, Staging, uploads_to
+from bitstack.staging import HostCopies, Staging, uploads_to
 
 
 class LateRuntime:
@@ -108,7 +108,7 @@ def test_on_the_host_it_is_a_copy() -> None:
 def test_on_a_gpu_bytes_arrive_in_the_order_of_the_stream() -> None:
     """Products that use a payload right after it was put, and drop it: its memory is given out again at once."""
     device, draw = torch.device("cuda"), random.Random(0)
-    upload = Staging(CudaRuntime(device))
+    upload = uploads_to(device)
     assert isinstance(upload, Staging)
     sums, wanted = [], []
     for _ in range(300):

@@ -191,6 +191,7 @@ def test_a_compiled_graph_is_whole_and_survives_a_resize(repository: Path, tiny_
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of float32, and of its own graphs
 def test_on_a_gpu_and_moved_to_one(repository: Path, tiny_bstk: Path) -> None:
     part = middle(tiny_bstk)
     moved = load(repository, BitStackConfig(part)).to("cuda")
