@@ -24,8 +24,8 @@ CPU_KERNELS: Final = 80 << 20
 #: 1536 tokens of SmolLM2-135M (`tools/bench/heap.py`), and nothing with a steady heap (`bitstack.loader.steady_heap`).
 CPU_HEAP: Final = 6.0
 CPU_HEAP_STEADY: Final = 0.25
-#: Elements of W that are rebuilt at once on a GPU.
-CUDA_ELEMENTS: Final = 1 << 25
+#: Elements of W that are rebuilt at once on a GPU, where a matrix has as many.
+CUDA_ELEMENTS: Final = 1 << 26
 #: Bytes of a GPU that libraries and compiled kernels take when they first run, and of the sums for a few tokens.
 CUDA_LIBRARIES: Final = 160 << 20
 #: Bytes of a table of the GPU for each block.
@@ -212,8 +212,9 @@ def _kernels(container: Container, device: torch.device, itemsize: int) -> int:
         return CPU_KERNELS
     packed = [t for t in container.model_tensors.values() if t.packed]
     # A matrix of one chain is rebuilt in pieces, one of several chains whole.
-    whole = max((t.rows * t.columns for t in packed if t.n_chains > 1), default=0)
-    return CUDA_LIBRARIES + max(CUDA_ELEMENTS, whole) * itemsize + CUDA_BLOCK * len(container)
+    sizes = [(t.rows * t.columns, t.n_chains > 1) for t in packed]
+    most = max((size if whole else min(size, CUDA_ELEMENTS) for size, whole in sizes), default=0)
+    return CUDA_LIBRARIES + most * itemsize + CUDA_BLOCK * len(container)
 
 
 def _described(caches: list[LayerCache], context: int, batch: int, dtype: torch.dtype) -> str:

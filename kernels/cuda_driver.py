@@ -140,15 +140,22 @@ class Kernel:
     def __init__(self, module: Module, function: ctypes.c_void_p, name: str, shared_bytes: int) -> None:
         self._module, self._function, self._name, self._shared = module, function, name, shared_bytes
 
-    def launch(self, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure) -> None:
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure, shared_bytes: int | None = None
+    ) -> None:
         """Launch on torch's current stream, with one structure as the argument.
 
         It may begin before what was launched before it has ended: the kernel waits by itself, `griddepcontrol.wait`.
+
+        Args:
+            grid: programs, along three axes. threads: of a program. arguments: the structure.
+            shared_bytes: of shared memory, at most what the kernel was got with; by default as many.
         """
         attribute = _Attribute(id=_EARLY, value=1)
         cuda: Any = torch.cuda
         stream = cuda.current_stream().cuda_stream
-        config = _Launch(*grid, threads, 1, 1, self._shared, stream, ctypes.pointer(attribute), 1)
+        shared = self._shared if shared_bytes is None else shared_bytes
+        config = _Launch(*grid, threads, 1, 1, shared, stream, ctypes.pointer(attribute), 1)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         result = _driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None)
         _check(result, f"launching {self._name}")

@@ -243,53 +243,38 @@ def rebuild(table: Table, out: torch.Tensor, start: int = 0, stop: int | None = 
         start: the first row of the part.
         stop: the row after its last.
     """
-    all_rows = table.rows if stop is None else min(stop, table.rows)
-    stop = table.chain_rows if stop is None else stop
+    rows = (table.chain_rows if stop is None else stop) - start
+    fp8 = float8_decoding(out.device)
+    shared = (table.row_scale, table.col_scale, table.rows_of_table, table.counts, out, start)
+    last = table.rows if stop is None else stop
     with on_device(out.device):
-        rebuild_products[(triton.cdiv(stop - start, ROWS), triton.cdiv(table.columns, COLUMNS), table.n_chains)](
-            table.row_scale,
-            table.col_scale,
-            table.rows_of_table,
-            table.counts,
-            out,
-            start,
-            all_rows,
+        rebuild_products[(triton.cdiv(rows, ROWS), triton.cdiv(table.columns, COLUMNS), table.n_chains)](
+            *shared,
+            min(last, table.rows),
             table.chain_rows,
             table.columns,
             table.col_stride,
             table.row_bytes,
             table.capacity,
-            FP8=float8_decoding(out.device),
+            FP8=fp8,
             EXACT=out.dtype == torch.float32,
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             RANKS=RANKS,  # also where segments have 8: tensor cores take 16 at least
         )
-    add_sparse(table, out, start, stop)
-
-
-def add_sparse(table: Table, out: torch.Tensor, start: int, stop: int) -> None:
-    """Add the entries of sparse blocks to what `rebuild` writes but for them; launches nothing where there are none."""
-    if not table.sparse:
-        return
-    with on_device(out.device):
-        add_entries[(triton.cdiv(stop - start, ENTRY_ROWS), table.n_chains)](
-            table.row_scale,
-            table.col_scale,
-            table.rows_of_table,
-            table.counts,
-            out,
-            start,
-            stop,
-            table.rows,
-            table.chain_rows,
-            table.columns,
-            table.col_stride,
-            table.capacity,
-            FP8=float8_decoding(out.device),
-            ROWS=ENTRY_ROWS,
-            ENTRIES=ENTRIES,
-        )
+        if table.sparse:
+            add_entries[(triton.cdiv(rows, ENTRY_ROWS), table.n_chains)](
+                *shared,
+                start + rows,
+                table.rows,
+                table.chain_rows,
+                table.columns,
+                table.col_stride,
+                table.capacity,
+                FP8=fp8,
+                ROWS=ENTRY_ROWS,
+                ENTRIES=ENTRIES,
+            )
 
 
 def rows(table: Table, ids: torch.Tensor, out: torch.Tensor) -> None:

@@ -1,4 +1,5 @@
-// What has no name in CUDA C++: barriers, copies by the copy engine, products of bits, and the registers of warp groups.
+// What has no name in CUDA C++: barriers, copies, products of bits and of pairs of numbers in half precision, and the registers of
+// warp groups.
 
 __device__ inline void barrier_init(u32 b, int n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(b), "r"(n)); }
 __device__ inline void barrier_arrive(u32 b) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(b) : "memory"); }
@@ -46,3 +47,29 @@ __device__ inline void await_products() { asm volatile("wgmma.wait_group.sync.al
 __device__ inline void settle(u32& sum) { asm volatile("" : "+r"(sum)::"memory"); }
 __device__ inline void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 104;"); }
 __device__ inline void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 64;"); }
+
+// The number of the thread, which the compiler keeps rather than reads again.
+__device__ inline int thread_number() { int number; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number)); return number; }
+__device__ inline u32 half_pair(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+__device__ inline u32 half_sum(u32 left, u32 right) {
+    u32 both;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(left), "r"(right));
+    return both;
+}
+// Rows of 16 numbers by columns of 16, in half precision.
+__device__ inline void half_product(const u32 (&left)[4], u32 right0, u32 right1, u32 (&out)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %8};" : "=r"(out[0]), "=r"(out[1]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1), "r"(0));
+}
+// Copies to shared memory: `there` bytes, and zeros for the rest.
+__device__ inline void copy_16(u32 to, const u8* from, int there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there) : "memory");
+}
+__device__ inline void copy_8(u32 to, const u8* from, int there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there) : "memory");
+}
+// Count as one arrival when all copies of this thread are there.
+__device__ inline void arrive_copied(u32 b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(b) : "memory"); }

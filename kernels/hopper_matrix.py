@@ -1,19 +1,37 @@
-"""What the kernels of `hopper_tile.cu` are told of a matrix, and their source."""
+"""What the kernels of `hopper_strip.cu` are told of a matrix, their source, and how the work is shared out."""
 
 import ctypes
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
 import torch
 
-from .table import FIELD_NAMES, FIELDS, SIGN8, Table
+from .cuda_driver import Kernel, Module
+from .table import FIELD_NAMES, FIELDS, SIGN8, V_COLUMNS, Table
 
 TYPES: Final = (torch.float16, torch.bfloat16)
 """Of x, y and W."""
 SIDE: Final = 128
-"""Rows and columns of a tile."""
+"""Rows of a strip."""
+TILE: Final = 256
+"""Columns of a tile."""
 THREADS: Final = 256
 """Of a program."""
+HELD: Final = 24
+"""Segments that a chain may have."""
+_STAGES: Final = 4
+"""Segments of tiles in the ring."""
+_HELD_BYTES: Final = (2 * 16 + 24 + 2 * 64) * HELD + 4 * SIDE + _STAGES * (16 + SIDE * TILE // 8 + 32 * TILE) + 256
+_SEGMENT_BYTES: Final = 32 * SIDE
+SHARED_MOST: Final = 226 << 10
+"""Bytes of shared memory that a program may have beside what the source declares."""
+_TOGETHER: Final = ((2, 112 << 10, 1.0), (1, SHARED_MOST, 0.75))
+"""How many programs run at once on a multiprocessor with so many bytes, and what each takes of the time of two."""
+_START: Final = 1.5
+"""What a program takes before it begins with its first tile, in tiles."""
+_PART: Final = 0.25
+"""What the sums of one more part take, in tiles."""
 SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -22,7 +40,7 @@ class Matrix(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("row_scale", "col_scale", "table", "counts")),
-        *((name, ctypes.c_int) for name in ("rows", "chain_rows", "columns", "col_stride", "capacity")),
+        *((name, ctypes.c_int) for name in ("rows", "chain_rows", "columns", "col_stride", "capacity", "ranks")),
         *((name, ctypes.c_int) for name in ("row_type", "col_type")),
     )
 
@@ -32,7 +50,7 @@ def describe(table: Table) -> Matrix:
     tensors = (table.row_scale, table.col_scale, table.rows_of_table, table.counts)
     return Matrix(
         *(t.data_ptr() for t in tensors),
-        *(table.rows, table.chain_rows, table.columns, table.col_stride, table.capacity),
+        *(table.rows, table.chain_rows, table.columns, table.col_stride, table.capacity, table.ranks),
         SCALE_TYPES[table.row_scale.dtype],
         SCALE_TYPES[table.col_scale.dtype],
     )
@@ -40,13 +58,62 @@ def describe(table: Table) -> Matrix:
 
 def takes(dtype: torch.dtype, table: Table) -> bool:
     """Whether the kernels are for a type, and for a matrix."""
-    return dtype in TYPES and table.maps is not None
+    return dtype in TYPES and table.maps is not None and table.capacity <= HELD
 
 
 def source(part: str, dtype: torch.dtype, **open_: int) -> str:
     """The source of `hopper_{part}.cu` for a type, with all that it leaves open."""
-    open_ |= {"BFLOAT": int(dtype == torch.bfloat16), "SIGN8": SIGN8, "FIELDS": FIELDS}
+    open_ |= {
+        "BFLOAT": int(dtype == torch.bfloat16),
+        "SIGN8": SIGN8,
+        "FIELDS": FIELDS,
+        "HELD": HELD,
+        "HELD_BYTES": _HELD_BYTES,
+        "GROUP": V_COLUMNS,
+        "STAGES": _STAGES,
+    }
     open_ |= {name: number for number, name in enumerate(FIELD_NAMES)}
     defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
-    texts = [files(__package__).joinpath(f"hopper_{name}.cu").read_text("utf-8") for name in ("values", "tile", part)]
+    texts = [
+        files(__package__).joinpath(f"hopper_{name}.cu").read_text("utf-8")
+        for name in ("values", "assembly", "strip", "entries", part)
+    ]
     return "\n".join([defined, *texts])
+
+
+@cache
+def kernel_for(part: str, name: str, dtype: torch.dtype, tokens: int, device: torch.device) -> Kernel:
+    """A kernel of `hopper_{part}.cu` by its name, for a type and up to so many tokens, loaded on a device."""
+    with torch.cuda.device(device):
+        module = Module(source(part, dtype, **({"TOKENS": tokens} if tokens else {})), "sm_90a")
+        return module.kernel(name, SHARED_MOST)
+
+
+@cache
+def share_out(columns: int, programs: int, processors: int, capacity: int, tile_bytes: int) -> tuple[int, int]:
+    """In how many parts the columns are shared out, and the bytes of shared memory of a program.
+
+    Args:
+        columns: of the matrix.
+        programs: for each part.
+        processors: multiprocessors of the device.
+        capacity: segments of a chain.
+        tile_bytes: of shared memory for each tile of a program.
+
+    Raises:
+        ValueError: not even one tile has room.
+    """
+    tiles = -(-columns // TILE)
+    fixed = _HELD_BYTES + capacity * _SEGMENT_BYTES
+    ways = []
+    for parts in range(1, tiles + 1):
+        each = -(-tiles // parts)
+        shared = fixed + each * tile_bytes
+        for number, most, time in _TOGETHER:
+            if shared <= most:
+                waves = -(-programs * parts // (processors * number))
+                ways.append((waves * (each + _START) * time + _PART * parts, parts, shared))
+                break
+    if not ways:
+        raise ValueError(f"{capacity} segments need more than the {SHARED_MOST} bytes of shared memory of a program")
+    return min(ways)[1:]

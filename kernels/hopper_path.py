@@ -13,7 +13,7 @@ from .triton_path import rows
 __all__ = ["linear", "rebuild", "rows"]
 
 FEW: Final = 2
-"""Up to this number of tokens signs are multiplied as bits; up to `SEVERAL` tiles of W are made; then W as a whole."""
+"""Up to this number of tokens signs are multiplied as bits; up to `SEVERAL` products of factors are; then W is made."""
 SEVERAL: Final = MOST
 
 

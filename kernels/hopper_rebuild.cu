@@ -1,4 +1,4 @@
-// W of a table, but for single entries, in float16 or bfloat16: a program writes a tile. After `hopper_tile.cu`.
+// W of a table in float16 or bfloat16: a program writes a part of a strip. After `hopper_entries.cu`.
 
 struct RebuildArgs {
     Matrix matrix;
@@ -6,41 +6,90 @@ struct RebuildArgs {
     int first_row, stop_row;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) rebuild(const __grid_constant__ RebuildArgs args) {
-    __shared__ __align__(128) Tile here;
-    const Matrix& a = args.matrix;
-    const int chain = blockIdx.z, stop_row = min(min(a.chain_rows, a.rows - chain * a.chain_rows), args.stop_row);
-    const int row0 = args.first_row + blockIdx.y * SIDE, col0 = blockIdx.x * SIDE;
-    wait_for_input();
-    if (row0 >= stop_row) return;
-    Sum sum;
-    make_tile(a, here, chain, row0, stop_row, col0, sum);
-    const Where own;
-    const bool whole = !(a.columns & 7) && !((u64)args.w & 15);
+// Write a thread's numbers of a tile: eight columns of a row at a time. `whole`: nothing lies outside, and every address is even.
+template <bool whole> __device__ inline void write(const RebuildArgs& args, const Strip& strip, int tile, const float* across, const u32 (&sum)[2][4][4][2]) {
+    const Where& own = strip.own;
+    const int row0 = strip.row0 + own.row, columns = args.matrix.columns;
+    float down[4];
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int r = 0; r < 4; r++) down[r] = strip.held.inverse[own.row + r * 8];
+    u16* first = args.w + ((i64)strip.chain * args.matrix.chain_rows + row0 - args.first_row) * columns + tile * TILE + own.column;
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int r = own.row + m * 16 + h * 8;
-            if (row0 + r >= stop_row) continue;
-            const float down = here.down[r];
-            u16* to = args.w + ((i64)chain * a.chain_rows + row0 + r - args.first_row) * a.columns + col0;
+    for (int word = 0; word < 4; word++) {
+        float scales[8];
 #pragma unroll
-            for (int word = 0; word < 2; word++) {
-                const int c = own.column + word * 32;
-                u32 pairs[4];
+        for (int i = 0; i < 8; i++) scales[i] = across[own.column + word * 32 + i];
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const float* two = sum[m][word][j] + 2 * h;
-                    pairs[j] = narrow_pair(two[0] * down * here.across[c + 2 * j], two[1] * down * here.across[c + 2 * j + 1]);
-                }
-                if (whole && col0 + c + 8 <= a.columns) {
-                    *(uint4*)(to + c) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-                } else {
+        for (int r = 0; r < 4; r++) {
+            u16* to = first + (i64)(r * 8) * columns + word * 32;
+            u32 pairs[4];
 #pragma unroll
-                    for (int e = 0; e < 8; e++)
-                        if (col0 + c + e < a.columns) to[c + e] = (u16)(pairs[e >> 1] >> 16 * (e & 1));
-                }
+            for (int j = 0; j < 4; j++) {
+                const u32 two = sum[r >> 1][word][j][r & 1];
+                pairs[j] = narrow_pair(half_value((u16)two) * down[r] * scales[2 * j], half_value((u16)(two >> 16)) * down[r] * scales[2 * j + 1]);
+            }
+            if (whole) {
+                *(uint4*)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            } else if (row0 + r * 8 < strip.stop_row) {
+                const int there = columns - tile * TILE - own.column - word * 32;
+#pragma unroll
+                for (int e = 0; e < 8; e++)
+                    if (e < there) to[e] = (u16)(pairs[e >> 1] >> 16 * (e & 1));
             }
         }
+    }
+}
+
+// Add the entries of sparse blocks to what the program has written, block after block.
+__device__ inline void add_entries(const RebuildArgs& args, const Strip& strip) {
+    const Matrix& a = args.matrix;
+    const int row = strip.row0 + (strip.own.thread >> 1), first = strip.first * TILE, stop = strip.stop * TILE;
+    for (int s = strip.segments; s < a.counts[2 * strip.chain]; s++) {
+        __syncthreads();
+        if (row >= strip.stop_row) continue;
+        const Entries entries(a, strip.chain, s, row);
+        const i64 own = (i64)strip.chain * a.chain_rows + row;
+        const float down = typed_value(a.row_scale, own, a.row_type) * entries.scale;
+        u16* to = args.w + (own - args.first_row) * a.columns;
+#pragma unroll 4
+        for (int i = entries.first + (strip.own.thread & 1); i < entries.stop; i += 2) {
+            const int column = entries.columns[i];
+            if (column < first || column >= stop) continue;
+            const float across = typed_value(a.col_scale, (i64)strip.chain * a.col_stride + column, a.col_type);
+            to[column] = narrow(narrow_value(to[column]) + byte_value(entries.values[i]) * down * across);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) rebuild(const __grid_constant__ RebuildArgs args) {
+    extern __shared__ __align__(128) u8 memory[];
+    const Matrix& a = args.matrix;
+    const int chain = blockIdx.z, stop_row = min(min(a.chain_rows, a.rows - chain * a.chain_rows), args.stop_row);
+    const int row0 = args.first_row + blockIdx.y * SIDE;
+    if (row0 >= stop_row) return;
+    Strip strip(a, memory, chain, row0, stop_row, first_tile(a.columns, blockIdx.x, gridDim.x), first_tile(a.columns, blockIdx.x + 1, gridDim.x));
+    float* across = (float*)strip.rest();
+    strip.begin();
+    for (int i = strip.own.thread; i < (strip.stop - strip.first) * TILE; i += THREADS) {
+        const int column = strip.first * TILE + i;
+        across[i] = column < a.columns ? typed_value(a.col_scale, (i64)chain * a.col_stride + column, a.col_type) : 0.f;
+    }
+    wait_for_input();  // W may still be read
+    if (strip.own.thread < SIDE && row0 + strip.own.thread < stop_row)
+        strip.held.inverse[strip.own.thread] *= typed_value(a.row_scale, (i64)chain * a.chain_rows + row0 + strip.own.thread, a.row_type);
+    __syncthreads();
+    const bool even = !(a.columns & 7) && !((u64)args.w & 15) && row0 + SIDE <= stop_row;
+    for (int tile = strip.first; tile < strip.stop; tile++, across += TILE) {
+        u32 sum[2][4][4][2];  // by 16 rows, 32 columns, pair of columns, eight rows
+#pragma unroll
+        for (int i = 0; i < 64; i++) sum[i >> 5][i >> 3 & 3][i >> 1 & 3][i & 1] = 0;
+        for (int s = 0; s < strip.segments; s++)
+            strip.multiply(s, [&](int word, int j, int m, const u32 (&made)[2]) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) sum[m][word][j][h] = half_sum(sum[m][word][j][h], made[h]);
+            });
+        if (even && (tile + 1) * TILE <= a.columns) write<true>(args, strip, tile, across, sum);
+        else write<false>(args, strip, tile, across, sum);
+    }
+    add_entries(args, strip);
 }

@@ -1,13 +1,11 @@
 """W on compute capability 9.0, for products of many tokens: `hopper_rebuild.cu`."""
 
 import ctypes
-from functools import cache
 
 import torch
 
-from .cuda_driver import Kernel, Module
-from .dense import add_sparse
-from .hopper_matrix import SIDE, THREADS, Matrix, describe, source
+from .devices import multiprocessors
+from .hopper_matrix import SIDE, THREADS, TILE, Matrix, describe, kernel_for, share_out
 from .table import Table
 from .tiles import on_device
 
@@ -23,25 +21,21 @@ class _Arguments(ctypes.Structure):
     )
 
 
-@cache
-def kernel_for(dtype: torch.dtype, device: torch.device) -> Kernel:
-    """The kernel for W of a type, loaded on a device."""
-    with torch.cuda.device(device):
-        return Module(source("rebuild", dtype), "sm_90a").kernel("rebuild")
-
-
 def rebuild(table: Table, out: torch.Tensor, start: int = 0, stop: int | None = None) -> None:
-    """Write W to `out` [rows, columns], summed in float32, of factors multiplied in half precision.
+    """Write W to `out` [rows, columns], of factors multiplied, and segments summed, in half precision.
 
-    Args and rounding are those of `dense.rebuild`, for a type and a table that `hopper_matrix.takes`.
+    Rounded once, and once more for each sparse block where it has an entry.
+
+    Args are those of `dense.rebuild`, for a type and a table that `hopper_matrix.takes`.
 
     Raises:
         DriverError: the kernel cannot be compiled or launched.
     """
     stop = table.chain_rows if stop is None else stop
     arguments = _Arguments(describe(table), out.data_ptr(), start, stop)
-    grid = (-(-table.columns // SIDE), -(-(stop - start) // SIDE), table.n_chains)
-    kernel = kernel_for(out.dtype, out.device)
+    strips = -(-(stop - start) // SIDE)
+    programs = strips * table.n_chains
+    parts, shared_bytes = share_out(table.columns, programs, multiprocessors(out.device), table.capacity, 4 * TILE)
+    kernel = kernel_for("rebuild", "rebuild", out.dtype, 0, out.device)
     with on_device(out.device):
-        kernel.launch(grid, THREADS, arguments)
-    add_sparse(table, out, start, stop)
+        kernel.launch((parts, strips, table.n_chains), THREADS, arguments, shared_bytes)

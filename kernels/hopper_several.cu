@@ -1,9 +1,12 @@
-// y = x·Wᵀ for several tokens: tiles of W are made, rounded and multiplied where they are. After `hopper_tile.cu`; wants TOKENS, 8 or
-// 16, of which `tokens` are there.
+// y = x·Wᵀ for several tokens: products of U and V, turned by their signs, are multiplied where they are, without W. After
+// `hopper_entries.cu`; wants TOKENS, 8 or 16, of which `tokens` are there.
 //
-// A program has the tiles of 128 rows in a part of the columns. `add_up` sums what the parts of a row left, in one order, and
+// A program has the tiles of 128 rows in a part of the columns. It holds x of these, multiplied by the scales of the columns and, for
+// each token, by a power of two, by which half precision holds it. `add_up` sums what the parts of a row left, in one order, and
 // adds single entries.
-#define X_BYTES 320            // of a token's numbers of a tile: 256, and 64 so that eight tokens' lie in different banks
+#define X_LINE (2 * TILE + 64)          // bytes of a token's numbers of a tile: eight tokens' lie in different banks
+#define X_TILE (TOKENS * X_LINE)
+#define LANES (THREADS / TOKENS)        // threads that bring a token
 
 struct SeveralArgs {
     Matrix matrix;
@@ -12,82 +15,95 @@ struct SeveralArgs {
     float* partial;            // [parts][tokens][rows]
     u16* y;
     int tokens, parts, bias_type;
+    int share_bits;            // a power of two of threads add up a number
 };
 
-// D += A·B of narrow numbers, with float32 sums.
+// D += A·B of numbers of half precision, with float32 sums.
 __device__ inline void add_product(const u32 (&left)[4], u32 right0, u32 right1, float (&out)[4]) {
-    if (BFLOAT)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(out[0]), "+f"(out[1]), "+f"(out[2]), "+f"(out[3]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(out[0]), "+f"(out[1]), "+f"(out[2]), "+f"(out[3]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(out[0]), "+f"(out[1]), "+f"(out[2]), "+f"(out[3]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
-// Bring x of the tile's columns: 16 bytes a thread; zeros past the columns and the tokens.
-__device__ inline void bring_x(const SeveralArgs& args, u8* to, int col0) {
-    const int token = threadIdx.x >> 4, column = (threadIdx.x & 15) * 8, columns = args.matrix.columns, there = columns - col0 - column;
-    if (token >= TOKENS) return;
-    const u16* from = args.x + (i64)token * columns + col0 + column;
-    uint4 all = make_uint4(0, 0, 0, 0);
-    if (token < args.tokens && there >= 8 && !((u64)from & 15)) {
-        all = __ldg((const uint4*)from);
-    } else if (token < args.tokens && there > 0) {
-        u32 words[4] = {0, 0, 0, 0};
+// Eight numbers of x, from a column on, times the scales of their columns; zeros past the last one.
+__device__ inline void load_x(const SeveralArgs& args, int chain, int token, int column, float (&out)[8]) {
+    const Matrix& a = args.matrix;
+    const u16* from = args.x + (i64)token * a.columns + column;
+    const i64 scale = (i64)chain * a.col_stride + column;
+    const int there = token < args.tokens ? a.columns - column : 0;
+    u32 words[4] = {0, 0, 0, 0};
+    if (there >= 8 && !((u64)from & 15)) {
+        const uint4 all = *(const uint4*)from;
+        words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+    } else {
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (i < there) words[i >> 1] |= (u32)from[i] << 16 * (i & 1);
-        all = make_uint4(words[0], words[1], words[2], words[3]);
     }
-    *(uint4*)(to + token * X_BYTES + column * 2) = all;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        out[i] = i < there ? narrow_value((u16)(words[i >> 1] >> 16 * (i & 1))) * typed_value(a.col_scale, scale + i, a.col_type) : 0.f;
+}
+
+// Bring x of all tiles of a part, and give the inverse of each token's power of two. Ends with a barrier.
+__device__ inline void bring_x(const SeveralArgs& args, const Strip& strip, u8* to, float* inverse) {
+    const int token = strip.own.thread / LANES, lane = strip.own.thread % LANES, last = (strip.stop - strip.first) * TILE;
+    float largest = 0.f, all[8];
+    for (int c = 8 * lane; c < last; c += 8 * LANES) {
+        load_x(args, strip.chain, token, strip.first * TILE + c, all);
+#pragma unroll
+        for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(all[i]));
+    }
+#pragma unroll
+    for (int step = LANES / 2; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+    // Its power of two becomes 2^13. What is no number stays one: `fmaxf` passes by NaN, and infinity gives infinity.
+    const int exponent = min(max((int)(__float_as_uint(largest) >> 23), 14), 253);
+    const float power = __uint_as_float((u32)(267 - exponent) << 23);
+    if (!lane) inverse[token] = __uint_as_float((u32)(exponent - 13) << 23);
+    for (int c = 8 * lane; c < last; c += 8 * LANES) {
+        load_x(args, strip.chain, token, strip.first * TILE + c, all);
+        u32 pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) pairs[i] = half_pair(all[2 * i] * power, all[2 * i + 1] * power);
+        *(uint4*)(to + c / TILE * X_TILE + token * X_LINE + c % TILE * 2) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+    __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) multiply_several(const __grid_constant__ SeveralArgs args) {
-    __shared__ __align__(128) Tile here;
-    __shared__ __align__(128) u8 xs[TOKENS * X_BYTES];
+    extern __shared__ __align__(128) u8 memory[];
+    __shared__ float inverse[TOKENS];
     const Matrix& a = args.matrix;
     const int chain = blockIdx.z, stop_row = min(a.chain_rows, a.rows - chain * a.chain_rows), row0 = blockIdx.y * SIDE;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    begin_next();
-    wait_for_input();
     if (row0 >= stop_row) return;
-    const Where own;
+    Strip strip(a, memory, chain, row0, stop_row, first_tile(a.columns, blockIdx.x, args.parts), first_tile(a.columns, blockIdx.x + 1, args.parts));
+    strip.begin();
+    u8* xs = strip.rest();
+    wait_for_input();
+    begin_next();
+    bring_x(args, strip, xs, inverse);
+    const Where& own = strip.own;
+    const int lane = own.lane, warp = own.thread >> 5;
     float y[2][TOKENS / 8][4] = {};  // 16 rows, eight tokens
-    // The parts of the columns are as large as each other, to a tile.
-    const int tiles = (a.columns + SIDE - 1) / SIDE, first = (i64)tiles * blockIdx.x / args.parts, stop = (i64)tiles * (blockIdx.x + 1) / args.parts;
-    for (int tile = first; tile < stop; tile++) {
-        if (tile != first) __syncthreads();
-        bring_x(args, xs, tile * SIDE);
-        Sum sum;
-        make_tile(a, here, chain, row0, stop_row, tile * SIDE, sum);
-        float down[4];
-#pragma unroll
-        for (int r = 0; r < 4; r++) down[r] = here.down[own.row + r * 8];
-#pragma unroll
-        for (int word = 0; word < 2; word++) {
-            const int c = own.column + word * 32;
+    for (int tile = strip.first; tile < strip.stop; tile++) {
+        const u8* x = xs + (tile - strip.first) * X_TILE + (lane >> 2) * X_LINE + own.column * 2;
+        for (int s = 0; s < strip.segments; s++) {
             uint4 right[TOKENS / 8];
+            u32 left[2][4];
+            strip.multiply(s, [&](int word, int j, int m, const u32 (&made)[2]) {
+                if (!(j & 1)) {
+                    left[m][0] = made[0], left[m][1] = made[1];
+                    if (!j && !m)
 #pragma unroll
-            for (int n = 0; n < TOKENS / 8; n++) right[n] = *(const uint4*)(xs + (n * 8 + (lane >> 2)) * X_BYTES + c * 2);
-            float across[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) across[i] = here.across[c + i];
-#pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int two = 0; two < 2; two++) {
-                    u32 left[4];
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int j = 2 * two + (i >> 1), h = i & 1;
-                        const float* both = sum[m][word][j] + 2 * h;
-                        left[i] = narrow_pair(both[0] * down[2 * m + h] * across[2 * j], both[1] * down[2 * m + h] * across[2 * j + 1]);
-                    }
-#pragma unroll
-                    for (int n = 0; n < TOKENS / 8; n++) add_product(left, two ? right[n].z : right[n].x, two ? right[n].w : right[n].y, y[m][n]);
+                        for (int n = 0; n < TOKENS / 8; n++) right[n] = *(const uint4*)(x + n * 8 * X_LINE + word * 64);
+                    return;
                 }
+                left[m][2] = made[0], left[m][3] = made[1];
+#pragma unroll
+                for (int n = 0; n < TOKENS / 8; n++) add_product(left[m], j == 3 ? right[n].z : right[n].x, j == 3 ? right[n].w : right[n].y, y[m][n]);
+            });
         }
     }
     // A warp has half of the columns of its rows: another one has the other.
-    float* between = (float*)here.factors[0] + ((warp >> 1) * 32 + lane) * (TOKENS + 1);
+    float* between = (float*)strip.held.v + ((warp >> 1) * 32 + lane) * (TOKENS + 1);
     __syncthreads();
     if (warp & 1)
 #pragma unroll
@@ -97,48 +113,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) multiply_several(const 
 #pragma unroll
     for (int i = 0; i < TOKENS; i++) {
         const int m = i / (TOKENS / 2), n = i % (TOKENS / 2) / 4, e = i & 3;
-        const int row = row0 + own.row + m * 16 + (e >> 1) * 8, token = n * 8 + (lane & 3) * 2 + (e & 1);
-        if (row < stop_row && token < args.tokens)
-            args.partial[((i64)blockIdx.x * args.tokens + token) * a.rows + (i64)chain * a.chain_rows + row] = y[m][n][e] + between[i];
+        const int r = own.row + m * 16 + (e >> 1) * 8, token = n * 8 + (lane & 3) * 2 + (e & 1);
+        if (row0 + r >= stop_row || token >= args.tokens) continue;
+        const i64 row = (i64)chain * a.chain_rows + row0 + r;
+        const float down = typed_value(a.row_scale, row, a.row_type) * strip.held.inverse[r] * inverse[token];
+        args.partial[((i64)blockIdx.x * args.tokens + token) * a.rows + row] = (y[m][n][e] + between[i]) * down;
     }
 }
 
-// What the entries of sparse blocks add to a row, without its scale.
-__device__ inline float sum_entries(const SeveralArgs& args, int chain, int row, int token) {
+// What one of the threads of a row adds of the entries of sparse blocks, without the scale of the row.
+__device__ inline float sum_entries(const SeveralArgs& args, int chain, int row, int token, int own) {
     const Matrix& a = args.matrix;
-    const int n_rows = min(a.chain_rows, a.rows - chain * a.chain_rows);
     const u16* x = args.x + (i64)token * a.columns;
     float total = 0.f;
     for (int s = a.counts[2 * chain + 1]; s < a.counts[2 * chain]; s++) {
-        const i64* line = a.table + ((i64)chain * a.capacity + s) * FIELDS;
-        int at[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int r = row + e;
-            at[e] = r >= n_rows ? (int)line[RANK] : ((const int*)line[FIRST])[r >> 6] + (line[WIDTH] == 2 ? (int)((const u16*)line[U])[r] : ((const int*)line[U])[r]);
-        }
+        const Entries entries(a, chain, s, row);
         float sum = 0.f;
-        for (int i = at[0]; i < at[1]; i++) {
-            const int column = ((const u16*)line[V])[i];
-            sum += narrow_value(x[column]) * typed_value(a.col_scale, (i64)chain * a.col_stride + column, a.col_type) * byte_value(((const u8*)line[STRIDE])[i]);
+#pragma unroll 4
+        for (int i = entries.first + own; i < entries.stop; i += 1 << args.share_bits) {
+            const int column = entries.columns[i];
+            sum += narrow_value(x[column]) * typed_value(a.col_scale, (i64)chain * a.col_stride + column, a.col_type) * byte_value(entries.values[i]);
         }
-        total += sum * *(const float*)line[SCALE];
+        total += sum * entries.scale;
     }
     return total;
 }
 
-// y; a thread has one row, a program THREADS rows of a token.
+// y; some threads side by side have a row. When it begins, `multiply_several` has x.
 extern "C" __global__ void __launch_bounds__(THREADS) add_up(const __grid_constant__ SeveralArgs args) {
     const Matrix& a = args.matrix;
-    const int row = blockIdx.x * THREADS + threadIdx.x, token = blockIdx.y;
+    const int share = 1 << args.share_bits, row = (int)(blockIdx.x * THREADS + threadIdx.x) >> args.share_bits, own = threadIdx.x & (share - 1), token = blockIdx.y;
     begin_next();
-    wait_for_input();
-    if (row >= a.rows) return;
-    const int chain = row / a.chain_rows;
     float total = 0.f;
-    for (int part = 0; part < args.parts; part++) total += args.partial[((i64)part * args.tokens + token) * a.rows + row];
-    if (a.counts[2 * chain] > a.counts[2 * chain + 1])
-        total += sum_entries(args, chain, row - chain * a.chain_rows, token) * typed_value(a.row_scale, row, a.row_type);
+    if (row < a.rows) {
+        const int chain = row / a.chain_rows;
+        if (a.counts[2 * chain] > a.counts[2 * chain + 1])
+            total = sum_entries(args, chain, row - chain * a.chain_rows, token, own) * typed_value(a.row_scale, row, a.row_type);
+    }
+    wait_for_input();
+    if (row < a.rows)
+        for (int part = own; part < args.parts; part += share) total += args.partial[((i64)part * args.tokens + token) * a.rows + row];
+    for (int step = 1; step < share; step *= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+    if (row >= a.rows || own) return;
     if (args.bias) total += typed_value(args.bias, row, args.bias_type);
     args.y[(i64)token * a.rows + row] = narrow(total);
 }

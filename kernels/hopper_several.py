@@ -1,23 +1,19 @@
 """y = x·Wᵀ for several tokens on compute capability 9.0: `hopper_several.cu`."""
 
 import ctypes
-from functools import cache
 from typing import Final
 
 import torch
 
-from .cuda_driver import Kernel, Module
 from .devices import multiprocessors
-from .hopper_matrix import SCALE_TYPES, SIDE, THREADS, Matrix, describe, source
+from .hopper_matrix import SCALE_TYPES, SIDE, THREADS, TILE, Matrix, describe, kernel_for, share_out
 from .table import Table
 from .tiles import on_device
 
 MOST: Final = 16
 """Tokens that one launch takes."""
-_AT_ONCE: Final = 2
-"""Programs that a multiprocessor runs at once."""
-_PART_COST: Final = 0.25
-"""What the sums of one more part take, in tiles of a program."""
+_SHARE_BITS: Final = 2
+"""Of the number of threads that add up a row with single entries."""
 
 
 class _Arguments(ctypes.Structure):
@@ -26,38 +22,16 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         ("matrix", Matrix),
         *((name, ctypes.c_void_p) for name in ("x", "bias", "partial", "y")),
-        *((name, ctypes.c_int) for name in ("tokens", "parts", "bias_type")),
+        *((name, ctypes.c_int) for name in ("tokens", "parts", "bias_type", "share_bits")),
     )
-
-
-@cache
-def kernels_for(dtype: torch.dtype, tokens: int, device: torch.device) -> tuple[Kernel, Kernel]:
-    """The kernels for a type and up to 8 or 16 tokens, loaded on a device: of the products, and of the last sums."""
-    with torch.cuda.device(device):
-        module = Module(source("several", dtype, TOKENS=tokens), "sm_90a")
-        return module.kernel("multiply_several"), module.kernel("add_up")
-
-
-@cache
-def parts_of(columns: int, programs: int, room: int) -> int:
-    """In how many parts the columns are shared out.
-
-    Args:
-        columns: of the matrix. programs: for each part. room: programs that run at once.
-    """
-    tiles = -(-columns // SIDE)
-
-    def cost(parts: int) -> float:
-        return -(-programs * parts // room) * -(-tiles // parts) + _PART_COST * parts
-
-    return min(range(1, tiles + 1), key=cost)
 
 
 def multiply_several(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns], by up to `MOST` tokens at a time.
 
-    W is rounded to the type of x, as where it is written out. Capturable in a CUDA graph: what is resident is read from
-    the table when the graph is replayed. All sums have one order, so that the same input gives the same bits.
+    Products of U and V, and of x and the scales of columns, are rounded to half precision. Capturable in a CUDA graph:
+    what is resident is read from the table when the graph is replayed. All sums have one order, so that the same input
+    gives the same bits.
 
     Raises:
         DriverError: the kernels cannot be compiled or launched.
@@ -65,12 +39,18 @@ def multiply_several(x: torch.Tensor, table: Table, bias: torch.Tensor | None, o
     x = x.contiguous()
     if bias is not None and bias.dtype not in SCALE_TYPES:
         bias = bias.float()
-    tiles = -(-table.chain_rows // SIDE)
-    parts = parts_of(table.columns, tiles * table.n_chains, _AT_ONCE * multiprocessors(x.device))
-    matrix = describe(table)
+    strips = -(-table.chain_rows // SIDE)
+    processors = multiprocessors(x.device)
+    matrix, bits = describe(table), _SHARE_BITS if table.sparse else 0
     for start in range(0, len(x), MOST):
         part, y = x[start : start + MOST], out[start : start + MOST]
-        multiply, add_up = kernels_for(x.dtype, 8 if len(part) <= 8 else MOST, x.device)
+        tokens = 8 if len(part) <= 8 else MOST
+        parts, shared_bytes = share_out(
+            table.columns, strips * table.n_chains, processors, table.capacity, tokens * (2 * TILE + 64)
+        )
+        multiply, add_up = (
+            kernel_for("several", name, x.dtype, tokens, x.device) for name in ("multiply_several", "add_up")
+        )
         partial = torch.empty(parts * len(part) * table.rows, dtype=torch.float32, device=x.device)
         arguments = _Arguments(
             matrix,
@@ -78,7 +58,8 @@ def multiply_several(x: torch.Tensor, table: Table, bias: torch.Tensor | None, o
             len(part),
             parts,
             0 if bias is None else SCALE_TYPES[bias.dtype],
+            bits,
         )
         with on_device(x.device):
-            multiply.launch((parts, tiles, table.n_chains), THREADS, arguments)
-            add_up.launch((-(-table.rows // THREADS), len(part), 1), THREADS, arguments)
+            multiply.launch((parts, strips, table.n_chains), THREADS, arguments, shared_bytes)
+            add_up.launch((-(-(table.rows << bits) // THREADS), len(part), 1), THREADS, arguments, 0)

@@ -13,7 +13,7 @@ __all__ = ["linear", "rebuild", "rows"]
 
 FEW: Final = 4
 """Up to this number of tokens signs are multiplied as they are; from there on W is rebuilt."""
-WORKSPACE: Final = 1 << 25
+WORKSPACE: Final = 1 << 26
 """Elements of W that are held at a time, unless one tile of rows is larger."""
 TILE: Final = 256
 """Rows of W that are held at a time come in multiples of this."""

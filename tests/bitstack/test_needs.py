@@ -168,10 +168,16 @@ def test_a_use_of_nothing_is_refused(wrong: dict[str, int]) -> None:
         Use(**wrong)  # type: ignore[arg-type]
 
 
-def test_on_a_gpu_the_kernels_and_libraries_take_more(packed: Callable[[str], Any]) -> None:
+def test_on_a_gpu_the_kernels_and_libraries_take_more(
+    packed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     elastic = bitstack.load(packed("llama-gqa").path, "100%", "cpu").bitstack
     shell = elastic._shell
     needs = needs_of(shell.model, elastic.container, torch.device("cuda"), torch.bfloat16, Use(64))
-    assert needs.workspace["kernels"] == (160 << 20) + (1 << 25) * 2 + 72 * len(elastic.container)
+    largest = max(t.rows * t.columns for t in elastic.container.model_tensors.values() if t.packed)
+    assert needs.workspace["kernels"] == (160 << 20) + largest * 2 + 72 * len(elastic.container)
+    monkeypatch.setattr("bitstack.needs.CUDA_ELEMENTS", largest // 2)
+    fewer = needs_of(shell.model, elastic.container, torch.device("cuda"), torch.bfloat16, Use(64))
+    assert needs.workspace["kernels"] - fewer.workspace["kernels"] == largest // 2 * 2
     assert needs.cache_bytes == elastic.needs.cache_bytes // 2
     assert "heap" not in needs.workspace

@@ -203,10 +203,43 @@ def _bound(chain: Chain, exact: torch.Tensor, dtype: torch.dtype, x: torch.Tenso
     if dtype != torch.float32:  # Triton may round U·scale to half precision, and a result again for each sparse block.
         sparse = sum(isinstance(block, SparseBlock) for block in chain.blocks)
         rounded_w += torch.finfo(torch.float16).eps + sparse * info.eps
+        if (
+            x is None or len(x) > 2
+        ):  # On compute capability 9.0, so may every product of 16 columns and every sum of them.
+            rounded_w += _segments(chain) * torch.finfo(torch.float16).eps
     slack = info.tiny * info.eps
+    if dtype != torch.float32 and (x is None or len(x) > 2):
+        small = _too_small(chain)
+        slack = slack + (small if x is None else x.double().abs() @ small.T)
     if x is not None:
         slack = slack + _whole_numbers(chain, x)
     return (terms * torch.finfo(torch.float32).eps + rounded_w) * size + info.eps * exact.abs() + slack
+
+
+def _segments(chain: Chain) -> int:
+    """Of 16 columns of the factors each."""
+    return sum(-(-block.rank // 16) for block in chain.blocks if not isinstance(block, SparseBlock))
+
+
+def _too_small(chain: Chain) -> torch.Tensor:
+    """The most that is lost of W to what is too small for half precision: float64 [rows, columns].
+
+    On compute capability 9.0 a row of U, with its scales, is multiplied by a power of two so that no sum of its
+    products leaves half precision: a bound on these becomes 2^13 at least. Half of the smallest step, 2^-25, is lost in
+    each number of U, and in each product of 16 columns and sum of these.
+    """
+    total = torch.zeros(chain.rows, dtype=torch.float64, device=chain.device)
+    largest, lost = total.clone(), 2.0 * _segments(chain)
+    for block in chain.blocks:
+        if not isinstance(block, SparseBlock):
+            u = block.u.float().double().abs() * getattr(block, "gain", 1.0)
+            u = u if block.scale is None else u * block.scale.double()
+            v = block.v.float().double().abs().amax(0)
+            total += u @ v
+            largest = torch.maximum(largest, u.amax(1))
+            lost = lost + v.sum()
+    size = torch.maximum(total, largest) * chain.row_scale.double()
+    return 2.0**-38 * lost * size[:, None] * chain.col_scale.double()
 
 
 def _whole_numbers(chain: Chain, x: torch.Tensor) -> torch.Tensor:

@@ -104,43 +104,45 @@ static float byte_(uint8_t b) {
 static uint16_t narrow(float f) { return BFLOAT ? bfloat_(f) : half_(f); }
 static uint32_t narrow_pair(float low, float high) { return narrow(low) | (uint32_t)narrow(high) << 16; }
 static uint32_t half_pair(float low, float high) { return half_(low) | (uint32_t)half_(high) << 16; }
-static uint32_t half_times(uint32_t left, uint32_t right) {
-    const auto times = [](uint32_t a, uint32_t b) { return half_value((uint16_t)a) * half_value((uint16_t)b); };
-    return half_pair(times(left, right), times(left >> 16, right >> 16));
+static uint32_t half_sum(uint32_t left, uint32_t right) {
+    const auto sum = [](uint32_t a, uint32_t b) { return half_value((uint16_t)a) + half_value((uint16_t)b); };
+    return half_pair(sum(left, right), sum(left >> 16, right >> 16));
 }
 static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
+static int thread_number() { return threadIdx.x; }
+static void __threadfence_block() {}
 static void wait_for_input() {}
 static void begin_next() {}
 static char anchor_[1 << 18] __attribute__((aligned(1024)));  // what a launch asks for of shared memory is here
 static uint32_t shared_address(const void* p) { return (uint32_t)((intptr_t)p - (intptr_t)anchor_); }
-static void load_matrices(uint32_t from, uint32_t (&out)[4]) {
-    const auto rows = tell_(&from, 1);
-    const int lane = threadIdx.x % 32;
-    for (int m = 0; m < 4; m++) {
-        const char* row = anchor_ + (int32_t)rows[8 * m + lane / 4][0];
-        if ((uintptr_t)row % 16) __builtin_trap();
-        memcpy(&out[m], row + 4 * (lane % 4), 4);
-    }
-    heard_();
+// Copies of a thread that are not there before it says so.
+struct Copy_ {
+    char* to;
+    const uint8_t* from;
+    int size, there;
+};
+static std::vector<Copy_> copies_[MOST_];
+static void copy_(uint32_t to, const uint8_t* from, int size, int there) {
+    if (to % size || (there && (uintptr_t)from % size)) __builtin_trap();
+    copies_[threadIdx.x].push_back({anchor_ + (int32_t)to, from, size, there});
 }
-template <class Number> static void add_product_(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4], Number number) {
+static void copy_16(uint32_t to, const uint8_t* from, int there) { copy_(to, from, 16, there); }
+static void copy_8(uint32_t to, const uint8_t* from, int there) { copy_(to, from, 8, there); }
+static void add_product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
     const uint32_t words[6] = {left[0], left[1], left[2], left[3], right0, right1};
     const auto all = tell_(words, 6);
-    const auto at = [&](int lane, int word, int k) { return number((uint16_t)(all[lane][word] >> 16 * (k & 1))); };
+    const auto at = [&](int lane, int word, int k) { return half_value((uint16_t)(all[lane][word] >> 16 * (k & 1))); };
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     for (int i = 0; i < 4; i++) {
         double sum = out[i];
         for (int k = 0; k < 16; k++)
-            sum += (double)at(g * 4 + k % 8 / 2, (i >> 1) + 2 * (k / 8), k) * at((2 * q + (i & 1)) * 4 + k % 8 / 2, 4 + k / 8, k);
+            sum += (double)at((g * 4 + k % 8 / 2), (i >> 1) + 2 * (k / 8), k) * at((2 * q + (i & 1)) * 4 + k % 8 / 2, 4 + k / 8, k);
         out[i] = (float)sum;
     }
     heard_();
 }
-static void product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
-    for (float& number : out) number = 0;
-    add_product_(left, right0, right1, out, half_value);
+static void half_product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, uint32_t (&out)[2]) {
+    float made[4] = {};
+    add_product(left, right0, right1, made);
+    out[0] = half_pair(made[0], made[1]), out[1] = half_pair(made[2], made[3]);
 }
-static void add_product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float (&out)[4]) {
-    add_product_(left, right0, right1, out, [](uint16_t h) { return BFLOAT ? __uint_as_float((uint32_t)h << 16) : half_value(h); });
-}
-

@@ -64,7 +64,9 @@ class Emulated(Kernel):
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def launch(self, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure) -> None:
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure, shared_bytes: int | None = None
+    ) -> None:
         """Run it, and return when it has ended."""
         if not self._run(ctypes.byref(arguments), threads, *grid):
             raise RuntimeError("the kernel waits for what never comes")

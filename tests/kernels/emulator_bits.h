@@ -90,6 +90,14 @@ static void barrier_wait(uint32_t b, uint32_t parity) {
 }
 static void show_barriers() {}
 
+static void arrive_copied(uint32_t b) {
+    for (const Copy_& copy : copies_[threadIdx.x]) {
+        memset(copy.to, 0, copy.size);
+        memcpy(copy.to, copy.from, copy.there);
+    }
+    copies_[threadIdx.x].clear();
+    change_(b, 1, 0);
+}
 static void bulk_copy(uint32_t to, const uint8_t* from, int bytes, uint32_t b) {
     if (to % 16 || (uintptr_t)from % 16 || bytes % 16) __builtin_trap();
     memcpy(anchor_ + to, from, bytes);

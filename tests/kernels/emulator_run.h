@@ -14,7 +14,7 @@ template <class Kernel, class Args> static bool run_(Kernel kernel, const Args& 
         for (Meeting_& warp : warps_) warp = Meeting_();
         for (Meeting_& group : groups_) group = Meeting_();
         for (int t = 0; t < threads; t++) {
-            ended_[t] = false;
+            ended_[t] = false, copies_[t].clear();
             getcontext(&threads_[t]);
             threads_[t].uc_stack.ss_sp = stacks.data() + size * t, threads_[t].uc_stack.ss_size = size;
             threads_[t].uc_link = nullptr;

@@ -1,5 +1,6 @@
 """Kernels that make tiles of W, for compute capability 9.0: on such a GPU, and elsewhere by a C++ compiler."""
 
+import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Table, hopper_matrix, hopper_rebuild, hopper_several
+from bitstack.kernels import Chain, Table, cuda_driver, hopper_matrix, hopper_rebuild, hopper_several, table
 from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
 from tests.kernels import emulator
 from tests.kernels.conftest import HOPPER, absolute
 
+SPARSE = [("sparse", 0.02), ("sparse", 0.001)]
 EVERY = [(8, True), "plane", "plane", ("lowrank", 5, True), (3, False), "plane", ("lowrank", 2, False)]
 
 
@@ -38,14 +40,17 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "cuda":
         return "cuda"
     made = request.getfixturevalue("emulated")
-    kernels = [(name, "SeveralArgs") for name in ("multiply_several", "add_up")]
-    monkeypatch.setattr(hopper_rebuild, "kernel_for", lambda dtype, _: made("rebuild", "rebuild", "RebuildArgs", dtype))
-    monkeypatch.setattr(
-        hopper_several,
-        "kernels_for",
-        lambda dtype, tokens, _: tuple(made("several", *kernel, dtype, tokens) for kernel in kernels),
-    )
-    monkeypatch.setattr(hopper_several, "multiprocessors", lambda _: 3)
+    names = {"rebuild": "RebuildArgs", "multiply_several": "SeveralArgs", "add_up": "SeveralArgs"}
+    for module in (hopper_rebuild, hopper_several):
+        monkeypatch.setattr(module, "multiprocessors", lambda _: 3)
+        monkeypatch.setattr(
+            module,
+            "kernel_for",
+            lambda part, name, dtype, tokens, _: made(part, name, names[name], dtype, tokens),
+        )
+    monkeypatch.setattr(table, "has_bit_products", lambda _: True)
+    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
+    monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
     return "cpu"
 
 
@@ -58,14 +63,14 @@ def _check(chain: Chain, bound: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("m", "n"), [(1, 128), (128, 121), (129, 250), (130, 384)])
+@pytest.mark.parametrize(("m", "n"), [(1, 128), (128, 121), (129, 250), (130, 384), (900, 640)])
 def test_shapes_kinds_and_types(make_chain, bound, device, m, n, dtype):
-    _check(make_chain(m, n, EVERY, device=device, garbage=True), bound, dtype)
+    _check(make_chain(m, n, [*EVERY, *SPARSE], device=device, garbage=True), bound, dtype)
     _check(make_chain(m, n, EVERY[:2], device=device, scales=torch.bfloat16), bound, dtype)
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("rank", [1, 7, 8, 9, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("rank", [1, 2, 4, 7, 8, 9, 15, 16, 17, 32, 33])
 def test_ranks(make_chain, bound, device, rank, fp8):
     _check(make_chain(40, 128, [(rank, fp8)], device=device), bound, torch.bfloat16)
 
@@ -76,19 +81,19 @@ def test_numbers_of_blocks(make_chain, bound, device, count):
 
 
 def test_parts_of_the_rows(make_chain, bound, device):
-    chain = make_chain(300, 128, [(16, True), "plane"], device=device)
+    chain = make_chain(300, 128, [(16, True), "plane", *SPARSE], device=device)
     exact = dense(chain)
     limit = bound(chain, exact, torch.bfloat16)
-    table = Table(chain)
+    made = Table(chain)
     for start, stop in ((0, 128), (100, 101), (150, 300)):
         around = torch.full((stop - start + 2, 128), float("nan"), dtype=torch.bfloat16, device=device)
-        hopper_rebuild.rebuild(table, around[1:-1], start, stop)
+        hopper_rebuild.rebuild(made, around[1:-1], start, stop)
         assert ((around[1:-1].double() - exact[start:stop]).abs() <= limit[start:stop]).all()
         assert around[[0, -1]].isnan().all()
 
 
 def test_several_chains(make_chain, bound, device):
-    chains = [make_chain(m, 128, [(8, True), "plane"], device=device, seed=m) for m in (150, 150, 40)]
+    chains = [make_chain(m, 128, [(8, True), "plane", *SPARSE], device=device, seed=m) for m in (150, 150, 40)]
     chains[2] = make_chain(40, 128, [], device=device)
     scales = {
         "row_scale": torch.cat([c.row_scale for c in chains]),
@@ -99,6 +104,18 @@ def test_several_chains(make_chain, bound, device):
     for chain, part in zip(chains, out.split([150, 150, 40]), strict=True):
         exact = dense(chain)
         assert ((part.double() - exact).abs() <= bound(chain, exact, torch.bfloat16)).all()
+
+
+@pytest.mark.parametrize("power", [-100, -30, 30, 100])
+def test_rows_of_any_size(make_chain, bound, device, power):
+    """Which half precision does not hold as they are."""
+    chain = make_chain(40, 256, [(16, True), "plane"], device=device)
+    scale = chain.blocks[0].scale
+    spread = torch.logspace(0, power, len(scale), 2.0).to(scale)
+    for block in chain.blocks:
+        object.__setattr__(block, "scale", scale * spread)
+    chain.row_scale.copy_(chain.row_scale * 2.0 ** -(power if power > 0 else 0))
+    _check(chain, bound, torch.bfloat16)
 
 
 def test_factors_that_lie_at_odd_addresses(make_chain, bound, device):
@@ -138,8 +155,8 @@ def _check_products(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 19])
 def test_products(make_chain, bound, device, tokens, dtype):
-    sparse = [*EVERY, ("sparse", 0.02), ("sparse", 0.001)]
-    _check_products(make_chain(130, 250, sparse, device=device, garbage=True), bound, tokens, dtype)
+    chain = make_chain(130, 250, [*EVERY, *SPARSE], device=device, garbage=True)
+    _check_products(chain, bound, tokens, dtype)
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 128), (128, 121), (257, 128), (40, 896)])
@@ -186,11 +203,26 @@ def test_what_is_no_number_stays_with_its_token(make_chain, device):
     assert not out[1].isfinite().any()
 
 
-def test_parts_of_the_columns_are_as_many_as_keep_all_programs_busy():
-    assert hopper_several.parts_of(4096, 112, 264) == 2  # 14336 rows
-    assert hopper_several.parts_of(4096, 32, 264) == 8
-    assert hopper_several.parts_of(14336, 32, 264) == 8
-    assert hopper_several.parts_of(128, 1, 264) == 1
+def test_columns_are_shared_out_so_that_every_multiprocessor_works():
+    assert hopper_matrix.share_out(4096, 112, 132, 4, 1024)[0] == 2  # 14336 rows: as many programs as run at once
+    assert hopper_matrix.share_out(4096, 32, 132, 4, 1024)[0] == 8
+    assert hopper_matrix.share_out(14336, 32, 132, 4, 1024)[0] == 8
+    assert hopper_matrix.share_out(128, 1, 132, 4, 1024)[0] == 1
+
+
+@pytest.mark.parametrize("capacity", [1, 8, hopper_matrix.HELD])
+def test_what_a_program_holds_has_room(capacity):
+    for columns in (128, 4096, 65536):
+        for tile_bytes in (1024, 16 * 576):
+            parts, shared = hopper_matrix.share_out(columns, 32, 132, capacity, tile_bytes)
+            assert 1 <= parts <= -(-columns // hopper_matrix.TILE)
+            assert shared <= hopper_matrix.SHARED_MOST
+
+
+def test_more_segments_than_a_program_holds_are_left_to_other_kernels(make_chain, device):
+    for count, taken in ((hopper_matrix.HELD, True), (hopper_matrix.HELD + 1, False)):
+        made = Table(make_chain(4, 128, [(1, True)] * count, device=device))
+        assert hopper_matrix.takes(torch.float16, made) == taken
 
 
 def test_the_emulator_finds_assembly_that_it_does_not_know(tmp_path: Path):
