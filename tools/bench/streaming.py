@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,27 +141,45 @@ def summary(name: str, runs: list[dict[str, Any]], yardstick: float | None = Non
     return row
 
 
-def measure_http(path: Path, url: str, dense: dict[str, str], repeats: int) -> list[dict[str, Any]]:
-    """All ways over http, in turn."""
-    size, ways = path.stat().st_size, ways_over_http(url, dense)
+def wanted(ways: dict[str, Way], only: Sequence[str]) -> dict[str, Way]:
+    """The ways whose names contain one of some words; all of them where there are no words."""
+    return {name: way for name, way in ways.items() if not only or any(word in name for word in only)}
+
+
+def note(runs: dict[str, list[dict[str, Any]]], name: str, run: dict[str, Any]) -> None:
+    """Keep a run, and say what came of it."""
+    runs.setdefault(name, []).append(run)
+    said = run["error"] if "error" in run else f"{run['bytes'] / run['seconds'] / 1e9:.2f} GB/s"
+    print(f"{name}: {said}", file=sys.stderr, flush=True)
+
+
+def measure_http(
+    path: Path, url: str, dense: dict[str, str], repeats: int, only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """All ways over http, in turn, or those with certain names; curl always."""
+    size, ways = path.stat().st_size, wanted(ways_over_http(url, dense), only)
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(repeats):
         for connections in (1, 4, 8):
-            runs.setdefault(f"curl, {connections} connections", []).append(run_curl(url, size, connections))
+            note(runs, f"curl, {connections} connections", run_curl(url, size, connections))
         for name, (case, arguments) in ways.items():
-            runs.setdefault(name, []).append(run_case(case, *arguments))
+            note(runs, name, run_case(case, *arguments))
     curl = max(summary(name, rows)["best_gb_per_s"] for name, rows in runs.items() if name.startswith("curl"))
     return [summary(name, rows, curl) for name, rows in runs.items()]
 
 
-def measure_disk(path: Path, dense: dict[str, Path], repeats: int, *, cold: bool) -> list[dict[str, Any]]:
-    """All ways from the disk, in turn."""
+def measure_disk(
+    path: Path, dense: dict[str, Path], repeats: int, only: Sequence[str] = (), *, cold: bool
+) -> list[dict[str, Any]]:
+    """All ways from the disk, in turn, or those with certain names; a plain read always."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(repeats):
-        for name, (case, arguments) in ways_from_disk(path, dense).items():
+        for name, (case, arguments) in wanted(
+            ways_from_disk(path, dense), [*only, *(["plain read"] if only else [])]
+        ).items():
             if cold and not drop_cache(Path(arguments[0])):
                 return []
-            runs.setdefault(name, []).append(run_case(case, *arguments))
+            note(runs, name, run_case(case, *arguments))
     raw = summary("plain read", runs["plain read"])["best_gb_per_s"]
     return [summary(name, rows, raw) for name, rows in runs.items()]
 
@@ -170,23 +189,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE.bstk")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", metavar="WORDS", help="only ways whose names contain one of these, between commas")
     parser.add_argument("--keep", type=Path, metavar="OUT.json")
     args = parser.parse_args()
-    size = args.file.stat().st_size
+    size, only = args.file.stat().st_size, args.only.split(",") if args.only else []
     folder = args.file.resolve().parent / f"{args.file.name}.dense"
     folder.mkdir(exist_ok=True)
     try:
         dense = write_dense(folder, size)
         with serving(args.file.resolve().parent) as base:
             urls = {name: f"{base}/{folder.name}/{path.name}" for name, path in dense.items()}
-            over_http = measure_http(args.file, f"{base}/{args.file.name}", urls, args.repeats)
+            over_http = measure_http(args.file, f"{base}/{args.file.name}", urls, args.repeats, only)
         result = {
             "what": "GB/s of the file; of_yardstick: of the best of curl, or of a plain read",
             "bytes": size,
             "load_average": os.getloadavg(),
             "http": over_http,
-            "disk_cached": measure_disk(args.file, dense, args.repeats, cold=False),
-            "disk_cold": measure_disk(args.file, dense, args.repeats, cold=True),
+            "disk_cached": measure_disk(args.file, dense, args.repeats, only, cold=False),
+            "disk_cold": measure_disk(args.file, dense, args.repeats, only, cold=True),
         }
     finally:
         shutil.rmtree(folder)
