@@ -6,7 +6,8 @@ a network; `bsformat.flow` tells what happened, and tests tell what they like.
 
 from typing import Final
 
-#: Requests at once, at first, at first where answers take long to begin, and at most.
+#: Requests at once, at first (fewer where there are fewer processors to compare what they bring), at first where
+#: answers take long to begin, and at most.
 FIRST: Final = 4
 FIRST_AFAR: Final = 16
 MOST: Final = 64
@@ -19,13 +20,15 @@ LEAST_BYTES: Final = 1 << 18
 MOST_BYTES: Final = 16 << 20
 #: A request should take this many times as long as its answer takes to begin.
 _WORTHWHILE: Final = 8
-#: And so many seconds, in which this process asks and answers for it a hundred times over, if it takes no more bytes.
+#: And so many seconds, in which this process asks and answers for it a hundred times over: one that took less is
+#: followed by one of twice its bytes at once.
 _BRISK_SECONDS: Final = 0.015
-_BRISK_BYTES: Final = 8 << 20
 #: Of what more requests would bring if the link had room for all of them, the part that must come for them to stay.
 _GAIN: Final = 0.3
-#: Fewer requests stay if they bring this part of what more of them brought.
+#: Fewer requests stay if they bring this part of what more of them brought. Two at least are tried: while one waits for
+#: its answer, or its bytes are compared, the other one brings some.
 _SAME: Final = 0.98
+_FEWEST: Final = 2
 #: Share of the processors that reading takes from which on more requests are not tried: they would only wait for them,
 #: and take the room in their caches from each other.
 _CROWDED: Final = 0.4
@@ -48,7 +51,7 @@ class Adaptive:
         most: requests at once that make sense for the source. processors: of this machine; 0 for any number.
 
     Attributes:
-        requests: at once, now. request_bytes: of each, now.
+        requests: at once, now. request_bytes: of each, now. largest: that these will soon be; 0 if that is not clear.
         rate: bytes per second in the last window; 0 before its end.
     """
 
@@ -64,8 +67,11 @@ class Adaptive:
     ) -> None:
         self._room = max(1, memory // 2)
         self._most = max(1, min(most, MOST, self._room // LEAST_BYTES))
-        self.requests = min(FIRST_AFAR if latency >= _AFAR else FIRST, self._most)
+        near = min(FIRST, processors + 1) if processors else FIRST
+        self.requests = min(FIRST_AFAR if latency >= _AFAR else near, self._most)
         self.request_bytes = self._bounded(FIRST_BYTES)
+        # Near servers soon get the largest requests, and few of them at once.
+        self.largest = self._bounded(MOST_BYTES) if latency < _AFAR else 0
         self.rate = 0.0
         self._began, self._received, self._setbacks = now, received, setbacks
         self._size, self._busy, self._ended = 0, 0.0, 0
@@ -80,6 +86,8 @@ class Adaptive:
         self._worked += worked
         self._size += size
         self._busy += seconds
+        if seconds < _BRISK_SECONDS and size > self.request_bytes // 2:
+            self.request_bytes = self._bounded(2 * self.request_bytes)
 
     def tick(self, now: float, received: int, setbacks: int, latency: float, *, full: bool = True) -> None:
         """Look at what happened; to be called often.
@@ -123,10 +131,10 @@ class Adaptive:
         if crowded:
             self._doubling = self._upwards = False
         if not self._upwards:
-            other = self.requests - max(1, self.requests // 4)
+            other = max(_FEWEST, self.requests - max(1, self.requests // 4))
         else:
             other = 2 * self.requests if self._doubling else self.requests + max(1, self.requests // 8)
-        if (other := min(max(1, other), self._most)) != self.requests:
+        if (other := min(other, self._most)) != self.requests:
             self._before = self.requests, self.rate
             self.requests = other
             self.request_bytes = self._bounded(self.request_bytes)
@@ -139,7 +147,7 @@ class Adaptive:
             return
         streaming = max(self._busy - self._ended * latency, 0.01 * self._busy)
         rate = self._size / streaming if streaming > 0 else 0.0
-        wanted = max(int(rate * latency * _WORTHWHILE), min(int(rate * _BRISK_SECONDS), _BRISK_BYTES))
+        wanted = int(rate * max(latency * _WORTHWHILE, _BRISK_SECONDS))
         wanted = 1 << max(wanted - 1, 0).bit_length()
         self.request_bytes = self._bounded(min(max(wanted, self.request_bytes // 2), self.request_bytes * 2))
         self._size, self._busy, self._ended = 0, 0.0, 0

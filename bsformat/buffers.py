@@ -34,19 +34,23 @@ class Buffers:
         self.used = self.most_used = 0
         self._idle: list[mmap.mmap] = []
 
-    def take(self, length: int, extra: int, usual: int, *, mapped: bool) -> Lease | None:
+    def take(self, length: int, extra: int, usual: int, *, mapped: bool, later: int = 0) -> Lease | None:
         """A buffer, or None while there is no room for it. When nothing else is taken there is always room.
 
         Args:
             extra: bytes that come to be held beside it.
             usual: a length that will be asked for often.
             mapped: whether there is to be memory; else the bytes are only counted.
+            later: a length that will be asked for if all goes well. A buffer that long is taken at once where half of
+                the bound has room: what is not written to is no memory yet, and what was need not be made again.
         """
-        memory = self._fitting(length) if mapped else None
+        memory = self._fitting(length, later) if mapped else None
         size = len(memory) if memory is not None else length
         if memory is None and mapped:
             # For the next one too, which may be a little longer.
-            size = -(-max(length, usual if 2 * length > usual else 0) // _GRAIN) * _GRAIN
+            if self.used + later + extra > self.bound // 2:
+                later = 0
+            size = -(-max(length, later, usual if 2 * length > usual else 0) // _GRAIN) * _GRAIN
             if self.used + size + extra > self.bound:
                 size = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
         cost = size + extra
@@ -57,7 +61,7 @@ class Buffers:
         while self._idle and self.used + cost + sum(map(len, self._idle)) > self.bound:
             self._idle.pop(0)
         if memory is None and mapped:
-            memory = mmap.mmap(-1, max(size, 1))
+            memory = _mapped(max(size, 1))
         self.used += cost
         self.most_used = max(self.most_used, self.used)
         return Lease(memory, length, cost)
@@ -73,13 +77,22 @@ class Buffers:
             while self._idle and self.used + sum(map(len, self._idle)) > self.bound:
                 self._idle.pop(0)
 
-    def _fitting(self, length: int) -> mmap.mmap | None:
+    def _fitting(self, length: int, later: int) -> mmap.mmap | None:
         best = None
         for i in reversed(range(len(self._idle))):  # what was used last may still be in the processor's caches
             memory = self._idle[i]
-            if length <= len(memory) <= 2 * length + _GRAIN and (best is None or len(memory) < len(self._idle[best])):
+            if length <= len(memory) <= max(2 * length, later) + _GRAIN and (
+                best is None or len(memory) < len(self._idle[best])
+            ):
                 best = i
         return None if best is None else self._idle.pop(best)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """Memory of this process alone: pages that it could share take the system longer."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _is_free(memory: mmap.mmap) -> bool:

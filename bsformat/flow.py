@@ -273,7 +273,8 @@ class Flow:
         span, extra = self._container.layout.span(first, stop, size, self._buffers.bound)
         if self._requests is None and self._waiting > max(_AHEAD, self._allowed * size):
             return None  # the caller is slower than the link: more would only take memory, and the processor's caches
-        lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped)
+        later = 0 if self._request_bytes else self._pace.largest
+        lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped, later=later)
         if lease is None:
             return None
         self._runs[0] = (span.stop, stop)

@@ -53,6 +53,35 @@ def test_it_goes_up_where_each_connection_is_slow() -> None:
     assert link.received > 0.85 * 40 * 120e6
 
 
+def test_requests_that_take_no_time_grow_at_once() -> None:
+    pace = Adaptive(256 * MIB, 0.0)
+    sizes = []
+    for _ in range(4):
+        sizes.append(pace.request_bytes)
+        pace.ended(pace.request_bytes, 0.004)
+    assert sizes == [FIRST_BYTES, 2 * FIRST_BYTES, MOST_BYTES, MOST_BYTES]
+    slow = Adaptive(256 * MIB, 0.0)
+    slow.ended(slow.request_bytes, 0.05)
+    slow.ended(LEAST_BYTES, 0.004)  # the last of a file says nothing
+    assert slow.request_bytes == FIRST_BYTES
+
+
+@pytest.mark.parametrize(("processors", "requests"), [(0, 4), (1, 2), (2, 3), (3, 4), (64, 4)])
+def test_it_begins_with_what_the_processors_can_compare(processors: int, requests: int) -> None:
+    assert Adaptive(256 * MIB, 0.0, processors=processors).requests == requests
+    assert Adaptive(256 * MIB, 0.0, latency=0.1, processors=processors).requests == 16
+
+
+def test_two_requests_stay_unless_something_fails() -> None:
+    """One alone would neither bring bytes while it is compared nor be compared while it waits."""
+    link = Link(rate=2e9, each=2e9, latency=0.0002)
+    pace = Adaptive(256 * MIB, 0.0, processors=2)
+    assert min(link.run(pace, 40)) == 2
+    for now in range(100, 103):
+        pace.tick(float(now), 0, now, 0.0002)
+    assert pace.requests == 1
+
+
 def test_it_stays_low_where_one_connection_takes_it_all() -> None:
     """As on loopback, where more at once are no more bytes."""
     link = Link(rate=2e9, each=2e9, latency=0.0002)

@@ -24,6 +24,23 @@ def test_buffers_are_used_again() -> None:
     assert first.view is None
 
 
+def test_a_buffer_for_later_is_taken_at_once_while_there_is_room() -> None:
+    """And counts as what it may become: the bound holds whatever is written to it."""
+    buffers = Buffers(8 * MIB)
+    first = buffers.take(MIB // 2, 0, MIB, mapped=True, later=2 * MIB)
+    assert first is not None
+    assert (first.cost, buffers.used) == (2 * MIB, 2 * MIB)
+    buffers.give(first)
+    again = buffers.take(2 * MIB, 0, MIB, mapped=True, later=2 * MIB)
+    assert again is not None
+    assert (again.cost, buffers.used) == (2 * MIB, 2 * MIB)  # the same one
+    second = buffers.take(MIB // 4, 0, MIB // 4, mapped=True, later=2 * MIB)
+    third = buffers.take(MIB // 4, 0, MIB // 4, mapped=True, later=2 * MIB)
+    assert second is not None
+    assert third is not None
+    assert (second.cost, third.cost) == (2 * MIB, MIB // 4)  # half of the bound is reached
+
+
 def test_what_somebody_holds_is_not_used_again() -> None:
     buffers = Buffers(8 * MIB)
     lease = buffers.take(MIB, 0, MIB, mapped=True)
