@@ -8,6 +8,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ RUN = Path(__file__).with_name("emulator_run.h")
 _FUNCTION = re.compile(r"^__device__ inline \w+ (\w+)\([^{\n]*\{", re.M)
 
 
+@cache
 def compiler() -> str | None:
-    """A compiler of C++ with half precision, if there is one."""
-    return shutil.which("g++")
+    """A compiler of C++ with half precision and threads that take turns, if there is one: g++ from version 12 on."""
+    found = shutil.which("g++")
+    if found is None:
+        return None
+    text = "#include <ucontext.h>\n_Float16 half(float f) { return (_Float16)f; }\n"
+    command = [found, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+    return found if subprocess.run(command, input=text, text=True, capture_output=True).returncode == 0 else None
 
 
 def compile_kernel(source: str, kernel: str, arguments: str, folder: Path) -> Any:

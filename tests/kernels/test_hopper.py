@@ -35,7 +35,7 @@ EVERY = [
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], tuple[Kernel, ...]]:
     """Both kernels of a variant, run on the CPU."""
     if emulator.compiler() is None:
-        pytest.skip("no g++, which would run the kernels without a GPU")
+        pytest.skip("no g++ of version 12 or newer, which would run the kernels without a GPU")
 
     @cache
     def made(variant: hopper.Variant) -> tuple[Kernel, ...]:
