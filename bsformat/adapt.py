@@ -25,10 +25,10 @@ _WORTHWHILE: Final = 8
 _BRISK_SECONDS: Final = 0.015
 #: Of what more requests would bring if the link had room for all of them, the part that must come for them to stay.
 _GAIN: Final = 0.3
-#: Fewer requests stay if they bring this part of what more of them brought. Two at least are tried: while one waits for
-#: its answer, or its bytes are compared, the other one brings some.
+#: Fewer requests stay if they bring this part of what more of them brought. Three are the fewest that are tried: while
+#: one waits for its answer, and what another one brought is compared, there is one that brings some.
 _SAME: Final = 0.98
-_FEWEST: Final = 2
+_FEWEST: Final = 3
 #: Share of the processors that reading takes from which on more requests are not tried: they would only wait for them,
 #: and take the room in their caches from each other.
 _CROWDED: Final = 0.4
@@ -69,6 +69,7 @@ class Adaptive:
         self._most = max(1, min(most, MOST, self._room // LEAST_BYTES))
         near = min(FIRST, processors + 1) if processors else FIRST
         self.requests = min(FIRST_AFAR if latency >= _AFAR else near, self._most)
+        self._fewest = min(_FEWEST, near)
         self.request_bytes = self._bounded(FIRST_BYTES)
         # Near servers soon get the largest requests, and few of them at once.
         self.largest = self._bounded(MOST_BYTES) if latency < _AFAR else 0
@@ -131,7 +132,7 @@ class Adaptive:
         if crowded:
             self._doubling = self._upwards = False
         if not self._upwards:
-            other = max(_FEWEST, self.requests - max(1, self.requests // 4))
+            other = max(self._fewest, self.requests - max(1, self.requests // 4))
         else:
             other = 2 * self.requests if self._doubling else self.requests + max(1, self.requests // 8)
         if (other := min(other, self._most)) != self.requests:

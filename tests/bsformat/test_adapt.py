@@ -72,11 +72,12 @@ def test_it_begins_with_what_the_processors_can_compare(processors: int, request
     assert Adaptive(256 * MIB, 0.0, latency=0.1, processors=processors).requests == 16
 
 
-def test_two_requests_stay_unless_something_fails() -> None:
+@pytest.mark.parametrize(("processors", "requests"), [(1, 2), (2, 3), (64, 3)])
+def test_some_requests_stay_unless_something_fails(processors: int, requests: int) -> None:
     """One alone would neither bring bytes while it is compared nor be compared while it waits."""
     link = Link(rate=2e9, each=2e9, latency=0.0002)
-    pace = Adaptive(256 * MIB, 0.0, processors=2)
-    assert min(link.run(pace, 40)) == 2
+    pace = Adaptive(256 * MIB, 0.0, processors=processors)
+    assert min(link.run(pace, 40)) == requests
     for now in range(100, 103):
         pace.tick(float(now), 0, now, 0.0002)
     assert pace.requests == 1
