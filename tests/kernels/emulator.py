@@ -7,11 +7,15 @@ compiled as it stands. Barriers, shared memory and what the threads of a warp do
 import ctypes
 import re
 import shutil
+import struct
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bitstack.kernels import cuda_driver, table
 from bitstack.kernels.cuda_driver import Kernel
 
 HEADERS = [Path(__file__).with_name(name) for name in ("emulator.h", "emulator_bits.h")]
@@ -28,6 +32,19 @@ def compiler() -> str | None:
     text = "#include <ucontext.h>\n_Float16 half(float f) { return (_Float16)f; }\n"
     command = [found, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
     return found if subprocess.run(command, input=text, text=True, capture_output=True).returncode == 0 else None
+
+
+def needed() -> None:
+    """Skip the test where kernels cannot be run without a GPU."""
+    if compiler() is None:
+        pytest.skip("no g++ of version 12 or newer, which would run the kernels without a GPU")
+
+
+def make_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tables on a CPU have all that kernels for compute capability 9.0 read, for three multiprocessors."""
+    monkeypatch.setattr(table, "has_bit_products", lambda _: True)
+    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
+    monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
 
 
 def compile_kernel(source: str, kernel: str, arguments: str, folder: Path) -> Any:

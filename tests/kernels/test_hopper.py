@@ -3,14 +3,13 @@
 The kernels also run elsewhere, compiled by a C++ compiler; what is about graphs, streams and compiling needs the GPU.
 """
 
-import struct
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear, table
+from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear
 from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
 from tests.kernels import emulator
@@ -34,8 +33,7 @@ EVERY = [
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], tuple[Kernel, ...]]:
     """Both kernels of a variant, run on the CPU."""
-    if emulator.compiler() is None:
-        pytest.skip("no g++ of version 12 or newer, which would run the kernels without a GPU")
+    emulator.needed()
 
     @cache
     def made(variant: hopper.Variant) -> tuple[Kernel, ...]:
@@ -53,9 +51,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         return "cuda"
     made = request.getfixturevalue("emulated")
     monkeypatch.setattr(hopper, "kernels_for", lambda variant, _: made(variant))
-    monkeypatch.setattr(table, "has_bit_products", lambda _: True)
-    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
-    monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
+    emulator.make_tables(monkeypatch)
     return "cpu"
 
 

@@ -1,6 +1,5 @@
 """Kernels that make tiles of W, for compute capability 9.0: on such a GPU, and elsewhere by a C++ compiler."""
 
-import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Table, cuda_driver, hopper_matrix, hopper_rebuild, hopper_several, table
+from bitstack.kernels import Chain, Table, hopper_matrix, hopper_rebuild, hopper_several
 from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
 from tests.kernels import emulator
@@ -22,8 +21,7 @@ EVERY = [(8, True), "plane", "plane", ("lowrank", 5, True), (3, False), "plane",
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kernel]:
     """Kernels by part of the source, name, name of the arguments, and what is open."""
-    if emulator.compiler() is None:
-        pytest.skip("no g++ of version 12 or newer, which would run the kernels without a GPU")
+    emulator.needed()
 
     @cache
     def made(part: str, kernel: str, arguments: str, dtype: torch.dtype, tokens: int = 0) -> Kernel:
@@ -48,9 +46,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
             "kernel_for",
             lambda part, name, dtype, tokens, _: made(part, name, names[name], dtype, tokens),
         )
-    monkeypatch.setattr(table, "has_bit_products", lambda _: True)
-    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
-    monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
+    emulator.make_tables(monkeypatch)
     return "cpu"
 
 
