@@ -97,27 +97,14 @@ def _check_factors(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor | None,
     require(scale.device == device, f"scale is on {scale.device}, not {device}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LowRankBlock:
-    """A low-rank matrix: Σ_k scale[k] · U[i, k] · V[j, k].
+class _Factored:
+    """What every block with factors has."""
 
-    All tensors are contiguous and lie on one device.
-
-    Attributes:
-        u: float16 or float8_e4m3fn [rows, rank].
-        v: the same dtype as `u`, [columns, rank].
-        scale: float32 [rank]; None stands for ones and is allowed for float16 factors only.
-
-    Raises:
-        ValueError: a tensor has the wrong shape, dtype, layout or device.
-    """
+    __slots__ = ()
 
     u: torch.Tensor
     v: torch.Tensor
-    scale: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        _check_factors(self.u, self.v, self.scale, self.device)
+    scale: torch.Tensor | None
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +136,29 @@ class LowRankBlock:
         """Bytes of the tensors of the block."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRankBlock(_Factored):
+    """A low-rank matrix: Σ_k scale[k] · U[i, k] · V[j, k].
+
+    All tensors are contiguous and lie on one device.
+
+    Attributes:
+        u: float16 or float8_e4m3fn [rows, rank].
+        v: the same dtype as `u`, [columns, rank].
+        scale: float32 [rank]; None stands for ones and is allowed for float16 factors only.
+
+    Raises:
+        ValueError: a tensor has the wrong shape, dtype, layout or device.
+    """
+
+    u: torch.Tensor
+    v: torch.Tensor
+    scale: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_factors(self.u, self.v, self.scale, self.device)
+
     @classmethod
     def from_bytes(cls, payload: torch.Tensor, rows: int, columns: int, rank: int, factors: str) -> "LowRankBlock":
         """Build a block over the bytes of a payload: U, V and the scales as in a sign block, without the signs.
@@ -170,7 +180,7 @@ class LowRankBlock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SignBlock:
+class SignBlock(_Factored):
     """Signs times a low-rank magnitude: gain · sign[i, j] · Σ_k scale[k] · U[i, k] · V[j, k].
 
     The factors of BitStack, arXiv 2410.23918, section 3. All tensors are contiguous and lie on one device.
@@ -203,34 +213,9 @@ class SignBlock:
         )
 
     @property
-    def device(self) -> torch.device:
-        """The device of all tensors of the block."""
-        return self.signs.device
-
-    @property
-    def rows(self) -> int:
-        """Rows of the block."""
-        return self.signs.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Columns of the block."""
-        return self.v.shape[0]
-
-    @property
-    def rank(self) -> int:
-        """Columns of the factors U and V."""
-        return self.u.shape[1]
-
-    @property
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that hold the block."""
-        return [self.signs, self.u, self.v] + ([] if self.scale is None else [self.scale])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors of the block."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return [self.signs, *super(SignBlock, self).tensors]
 
     @classmethod
     def from_bytes(cls, payload: torch.Tensor, rows: int, columns: int, rank: int, factors: str) -> "SignBlock":
