@@ -40,6 +40,7 @@ template <bool whole> __device__ inline void write(const RebuildArgs& args, cons
     }
 }
 
+#define AT_ONCE 8
 // Add the entries of sparse blocks to what the program has written, block after block.
 __device__ inline void add_entries(const RebuildArgs& args, const Strip& strip) {
     const Matrix& a = args.matrix;
@@ -51,12 +52,24 @@ __device__ inline void add_entries(const RebuildArgs& args, const Strip& strip) 
         const i64 own = (i64)strip.chain * a.chain_rows + row;
         const float down = typed_value(a.row_scale, own, a.row_type) * entries.scale;
         u16* to = args.w + (own - args.first_row) * a.columns;
-#pragma unroll 4
-        for (int i = entries.first + (strip.own.thread & 1); i < entries.stop; i += 2) {
-            const int column = entries.columns[i];
-            if (column < first || column >= stop) continue;
-            const float across = typed_value(a.col_scale, (i64)strip.chain * a.col_stride + column, a.col_type);
-            to[column] = narrow(narrow_value(to[column]) + byte_value(entries.values[i]) * down * across);
+        // No two entries of a block have the same place, so that what several add to is read before any is written.
+        for (int i = entries.first + (strip.own.thread & 1); i < entries.stop; i += 2 * AT_ONCE) {
+            int columns[AT_ONCE];
+            float sums[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                columns[k] = i + 2 * k < entries.stop ? entries.columns[i + 2 * k] : -1;
+                if (columns[k] < first || columns[k] >= stop) columns[k] = -1;
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (columns[k] >= 0) {
+                    const float across = typed_value(a.col_scale, (i64)strip.chain * a.col_stride + columns[k], a.col_type);
+                    sums[k] = narrow_value(to[columns[k]]) + byte_value(entries.values[i + 2 * k]) * down * across;
+                }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (columns[k] >= 0) to[columns[k]] = narrow(sums[k]);
         }
     }
 }
