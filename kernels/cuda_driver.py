@@ -40,14 +40,16 @@ class _Launch(ctypes.Structure):
 
 
 @cache
-def _driver() -> Any:
+def driver() -> Any:
+    """The driver of CUDA."""
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _check(result: int, what: str) -> None:
+def check(result: int, what: str) -> None:
+    """Raise DriverError, saying what was tried, where a call of the driver has failed."""
     if result:
         text = ctypes.c_char_p()
-        _driver().cuGetErrorString(result, ctypes.byref(text))
+        driver().cuGetErrorString(result, ctypes.byref(text))
         raise DriverError(f"{what}: {(text.value or b'unknown error').decode()} ({result})")
 
 
@@ -122,15 +124,15 @@ class Module:
     def __init__(self, source: str, architecture: str) -> None:
         self._module = ctypes.c_void_p()
         self._code = _kept(source, architecture)
-        _check(_driver().cuModuleLoadData(ctypes.byref(self._module), self._code), "loading a kernel")
+        check(driver().cuModuleLoadData(ctypes.byref(self._module), self._code), "loading a kernel")
 
     def kernel(self, name: str, shared_bytes: int = 0) -> "Kernel":
         """A kernel by its name, with the bytes of shared memory that each launch gives it."""
         function = ctypes.c_void_p()
-        _check(_driver().cuModuleGetFunction(ctypes.byref(function), self._module, name.encode()), f"finding {name}")
+        check(driver().cuModuleGetFunction(ctypes.byref(function), self._module, name.encode()), f"finding {name}")
         if shared_bytes:
-            result = _driver().cuFuncSetAttribute(function, _DYNAMIC_SHARED_BYTES, shared_bytes)
-            _check(result, f"giving {name} {shared_bytes} bytes of shared memory")
+            result = driver().cuFuncSetAttribute(function, _DYNAMIC_SHARED_BYTES, shared_bytes)
+            check(result, f"giving {name} {shared_bytes} bytes of shared memory")
         return Kernel(self, function, name, shared_bytes)
 
 
@@ -157,8 +159,8 @@ class Kernel:
         shared = self._shared if shared_bytes is None else shared_bytes
         config = _Launch(*grid, threads, 1, 1, shared, stream, ctypes.pointer(attribute), 1)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        result = _driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None)
-        _check(result, f"launching {self._name}")
+        result = driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None)
+        check(result, f"launching {self._name}")
 
 
 def describe_bytes(address: int, row_bytes: int, rows: int) -> bytes:
@@ -175,8 +177,8 @@ def describe_bytes(address: int, row_bytes: int, rows: int) -> bytes:
     strides = (ctypes.c_uint64 * 1)(row_bytes)
     box, steps = (ctypes.c_uint32 * 2)(128, 64), (ctypes.c_uint32 * 2)(1, 1)
     layout = (sizes, strides, box, steps)
-    result = _driver().cuTensorMapEncodeTiled(
+    result = driver().cuTensorMapEncodeTiled(
         ctypes.c_void_p(aligned), 0, 2, ctypes.c_void_p(address), *layout, 0, _SWIZZLE_128, _PROMOTE_256, 0
     )
-    _check(result, f"describing {rows} rows of {row_bytes} bytes at {address:#x}")
+    check(result, f"describing {rows} rows of {row_bytes} bytes at {address:#x}")
     return ctypes.string_at(aligned, 128)

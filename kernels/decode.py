@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .configs import Config, choose
+from .devices import on_device
 from .scaled import (
     FIELDS,
     FIRST,
@@ -29,7 +30,7 @@ from .scaled import (
     scale_input,
 )
 from .table import Table
-from .tiles import float8_decoding, jit, on_device
+from .tiles import float8_decoding, jit
 
 
 @jit

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .devices import on_device
 from .scaled import (
     FIELDS,
     FIRST,
@@ -27,7 +28,7 @@ from .scaled import (
     segment_begins,
 )
 from .table import RANKS, Table
-from .tiles import float8_decoding, jit, on_device
+from .tiles import float8_decoding, jit
 from .triton_sparse import load_entries
 
 ROWS: Final = 64

@@ -1,6 +1,8 @@
 """What the kernels ask of a device."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -25,3 +27,8 @@ def has_bit_products(device: torch.device) -> bool:
     from .cuda_driver import compiler
 
     return compiler() is not None
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make `device` the one that kernels are launched on; does nothing for the CPU, where they are interpreted."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

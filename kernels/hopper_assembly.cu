@@ -21,22 +21,33 @@ __device__ inline void copy_box(u32 to, const u8* map, int column, int row, u32 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(b)
                  : "memory");
 }
-__device__ inline void prefetch(const u8* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-// Count one more; what this thread knows of is there for who counts later.
-__device__ inline int count_one(int* p) {
-    int before;
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Add to a number that others add to as well, and give what it was.
+__device__ inline u64 add_to(u64* p, u64 more) {
+    u64 before;
+    asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(p), "l"(more) : "memory");
     return before;
 }
-__device__ inline int shared_value(const int* p) {
-    int value;
-    asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(p)) : "memory");
-    return value;
-}
-__device__ inline void set_shared(int* p, int value) { asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(value) : "memory"); }
 __device__ inline u32 shared_word(u32 address) { u32 w; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(address)); return w; }
 __device__ inline u16 shared_short(u32 address) { u16 w; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(address)); return w; }
 
+__device__ inline u16 shared_byte(u32 address) { u16 w; asm volatile("ld.shared.u8 %0, [%1];" : "=h"(w) : "r"(address)); return w; }
+__device__ inline void set_shared_word(u32 address, u32 word) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory"); }
+__device__ inline void set_shared_words(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+// What this thread stored in shared memory, the tensor cores see.
+__device__ inline void show_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The larger ones of two pairs of whole numbers.
+__device__ inline u32 largest_pair(u32 left, u32 right) { u32 both; asm("max.u16x2 %0, %1, %2;" : "=r"(both) : "r"(left), "r"(right)); return both; }
+
+// 2·number + more, as additions.
+__device__ inline int twice_and(int number, u32 more) { int sum; asm("{ .reg .s32 part; add.s32 part, %1, %2; add.s32 %0, part, %1; }" : "=r"(sum) : "r"(number), "r"(more)); return sum; }
+// The bits of one where the mask is set, and of the other elsewhere.
+__device__ inline u32 chosen(u32 set, u32 other, u32 mask) { u32 bits; asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(bits) : "r"(set), "r"(other), "r"(mask)); return bits; }
+
+// A barrier of all consumers of bits.
+__device__ inline void await_makers() { asm volatile("bar.sync 5, 512;" ::: "memory"); }
 // Barriers of two warp groups: one waits until the other has arrived.
 __device__ inline void await_group(int number) { asm volatile("bar.sync %0, 256;" ::"r"(number) : "memory"); }
 __device__ inline void tell_group(int number) { asm volatile("bar.arrive %0, 256;" ::"r"(number) : "memory"); }
@@ -71,5 +82,7 @@ __device__ inline void copy_16(u32 to, const u8* from, int there) {
 __device__ inline void copy_8(u32 to, const u8* from, int there) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there) : "memory");
 }
+// Until all copies of this thread are there.
+__device__ inline void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Count as one arrival when all copies of this thread are there.
 __device__ inline void arrive_copied(u32 b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(b) : "memory"); }

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from .cuda_driver import Kernel, Module
+from .hopper_types import SCALE_TYPES
 from .table import FIELD_NAMES, FIELDS, SIGN8, V_COLUMNS, Table
 
 TYPES: Final = (torch.float16, torch.bfloat16)
@@ -32,7 +33,6 @@ _START: Final = 1.5
 """What a program takes before it begins with its first tile, in tiles."""
 _PART: Final = 0.25
 """What the sums of one more part take, in tiles."""
-SCALE_TYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class Matrix(ctypes.Structure):
@@ -58,7 +58,7 @@ def describe(table: Table) -> Matrix:
 
 def takes(dtype: torch.dtype, table: Table) -> bool:
     """Whether the kernels are for a type, and for a matrix."""
-    return dtype in TYPES and table.maps is not None and table.capacity <= HELD
+    return dtype in TYPES and table.hopper is not None and table.capacity <= HELD
 
 
 def source(part: str, dtype: torch.dtype, **open_: int) -> str:
@@ -85,8 +85,13 @@ def source(part: str, dtype: torch.dtype, **open_: int) -> str:
 def kernel_for(part: str, name: str, dtype: torch.dtype, tokens: int, device: torch.device) -> Kernel:
     """A kernel of `hopper_{part}.cu` by its name, for a type and up to so many tokens, loaded on a device."""
     with torch.cuda.device(device):
-        module = Module(source(part, dtype, **({"TOKENS": tokens} if tokens else {})), "sm_90a")
-        return module.kernel(name, SHARED_MOST)
+        return _module(part, dtype, tokens, device).kernel(name, SHARED_MOST)
+
+
+@cache
+def _module(part: str, dtype: torch.dtype, tokens: int, device: torch.device) -> Module:
+    # By the device, since it is loaded there.
+    return Module(source(part, dtype, **({"TOKENS": tokens} if tokens else {})), "sm_90a")
 
 
 @cache

@@ -12,14 +12,15 @@ from .triton_path import rows
 
 __all__ = ["linear", "rebuild", "rows"]
 
-FEW: Final = 2
-"""Up to this number of tokens signs are multiplied as bits; up to `SEVERAL` products of factors are; then W is made."""
+FEW: Final = {8: 4, 16: 3}
+"""Up to this number of tokens, by the columns of the factors, signs are multiplied as bits."""
 SEVERAL: Final = MOST
+"""From there on up to this number of tokens products of factors are multiplied; then W is made."""
 
 
 def linear(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """Write x·Wᵀ + bias to `out` [tokens, rows] for x [tokens, columns]."""
-    if len(x) <= FEW and hopper.takes(x, table):
+    if len(x) <= FEW[table.ranks] and hopper.takes(x, table):
         hopper.multiply_few(x, table, bias, out)
     elif len(x) <= SEVERAL and hopper_matrix.takes(x.dtype, table):
         multiply_several(x, table, bias, out)

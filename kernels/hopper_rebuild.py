@@ -4,10 +4,9 @@ import ctypes
 
 import torch
 
-from .devices import multiprocessors
+from .devices import multiprocessors, on_device
 from .hopper_matrix import SIDE, THREADS, TILE, Matrix, describe, kernel_for, share_out
 from .table import Table
-from .tiles import on_device
 
 
 class _Arguments(ctypes.Structure):

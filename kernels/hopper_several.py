@@ -5,10 +5,10 @@ from typing import Final
 
 import torch
 
-from .devices import multiprocessors
-from .hopper_matrix import SCALE_TYPES, SIDE, THREADS, TILE, Matrix, describe, kernel_for, share_out
+from .devices import multiprocessors, on_device
+from .hopper_matrix import SIDE, THREADS, TILE, Matrix, describe, kernel_for, share_out
+from .hopper_types import SCALE_TYPES
 from .table import Table
-from .tiles import on_device
 
 MOST: Final = 16
 """Tokens that one launch takes."""

@@ -6,10 +6,8 @@ from itertools import accumulate
 FIELDS = 8
 """Numbers of a program: its first unit; chain, slice, segment and tile of that; the rest is unused."""
 
-PARTS = 16
-"""Programs that make Z of a slice and a segment, before those of a product."""
-LATE = {8: 4, 16: 2}
-"""Units that a program has less, by the columns of the factors, if it begins where such programs were before."""
+CHANGE = 4
+"""Units in whose time a program makes a second Z."""
 
 Chain = tuple[int, tuple[int, ...]]
 """Tiles of rows, and how many segments share each V, one after the other."""
@@ -25,66 +23,59 @@ def _groups(chains: Sequence[Chain], slices: int) -> Iterator[tuple[int, int, in
                 segment += length
 
 
-def _weights(total: int, programs: int, late: int, less: int) -> list[int]:
-    """What programs have of ``total`` units, to scale: the last ``late`` ones ``less`` units fewer than the others."""
-    if late >= programs or total < 2 * less * programs:
-        return [1] * programs
-    most = total + late * less
-    return [most] * (programs - late) + [most - less * programs] * late
+def _kept_together(sizes: Sequence[int], programs: int) -> list[int]:
+    """The first unit of each program, none of which has units of two groups.
 
-
-def _starts(sizes: Sequence[int], weights: Sequence[int]) -> list[int]:
-    """The first unit of each program, for groups of some sizes and programs of some weights.
-
-    A group goes to the programs whose middle would be in it if all had their part to the unit; one that no middle is
-    in, to the program before. Where there are not two programs for each group, all just have their part.
+    A group goes to the programs whose middle would be in it if all had as much; one that no middle is in, to the
+    program before.
     """
-    total, programs = sum(sizes), len(weights)
-    ends = [0, *accumulate(weights)]
-    if 2 * len(sizes) > programs:
-        return [end * total // ends[-1] for end in ends[:-1]]
+    total = sum(sizes)
     starts: list[int] = []
     low = 0
     for size in sizes:
         first = end = len(starts)
-        while end < programs and (ends[end] + ends[end + 1]) * total < 2 * ends[-1] * (low + size):
+        while end < programs and (2 * end + 1) * total < 2 * programs * (low + size):
             end += 1
-        own = ends[end] - ends[first]
-        starts += [low + (ends[program] - ends[first]) * size // own for program in range(first, end)]
+        starts += [low + (program - first) * size // (end - first) for program in range(first, end)]
         low += size
     return [0, *starts[1:]] if starts else [0] * programs
 
 
-def late_programs(slices: int, factors: int, ranks: int) -> int:
-    """Programs of a product that begin late: the last ones, as they come where those were that make Z.
+def _slowest(sizes: Sequence[int], starts: Sequence[int]) -> int:
+    """The most that a program has: units, and `CHANGE` for each group after its first."""
+    ends = list(accumulate(sizes))
+    worst = group = 0
+    for start, stop in zip(starts, [*starts[1:], sum(sizes)], strict=True):
+        while group < len(ends) and ends[group] <= start:
+            group += 1
+        last = group
+        while last < len(ends) and ends[last] < stop:
+            last += 1
+        worst = max(worst, stop - start + CHANGE * (last - group))
+    return worst
 
-    Args:
-        slices: of columns. factors: different V of all chains. ranks: columns of the factors of a segment, 8 or 16.
-    """
-    return -(-slices * PARTS * factors * ranks // 64)  # 2048 threads of an SM, over 32 for each column
 
-
-def shares(chains: tuple[Chain, ...], slices: int, programs: int, late: int = 0, less: int = 0) -> list[list[int]]:
+def shares(chains: tuple[Chain, ...], slices: int, programs: int) -> list[list[int]]:
     """Where each of some programs begins, and, as one more row, where the last one ends.
 
-    A unit is a tile of rows of a segment in a slice of columns; units are in the order chain, slice, segment, tile. A
-    program mostly has units of one group, those with the same Z.
+    A unit is a tile of rows of a segment in a slice of columns; units are in the order chain, slice, segment, tile.
+    Programs have as many each, or units of one group only, those with the same Z: whichever ends first.
 
     Args:
         chains: of the matrix.
         slices: of its columns.
         programs: of a launch.
-        late: of them, the last ones, that begin after the others.
-        less: units that those have less, if all have enough.
 
     Returns:
         [programs + 1] rows of `FIELDS` numbers.
     """
     groups = list(_groups(chains, slices))
     sizes = [units for *_, units in groups]
+    even = [program * sum(sizes) // programs for program in range(programs)]
+    starts = min(_kept_together(sizes, programs), even, key=lambda starts: _slowest(sizes, starts))
     rows: list[list[int]] = []
     place = low = 0
-    for start in _starts(sizes, _weights(sum(sizes), programs, late, less)):
+    for start in starts:
         while place < len(sizes) and start >= low + sizes[place]:
             low += sizes[place]
             place += 1

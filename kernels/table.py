@@ -7,18 +7,16 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import gcd
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
 
 from .blocks import LowRankBlock, SignBlock, require
 from .chain import Block, Chain
-from .devices import has_bit_products, multiprocessors
-from .shares import FIELDS as SHARE_FIELDS
-from .shares import LATE, late_programs, shares
+from .devices import has_bit_products
+from .hopper_table import HopperTable
 from .sparse import SparseBlock
 
 FIELD_NAMES: Final = (
@@ -32,13 +30,8 @@ _SIGN16, SIGN8, _SPARSE = 1, 2, 3
 RANKS: Final = 16
 """Most columns of the factors that one segment takes; a block of a larger rank is several segments."""
 _ALIGN: Final = 16
-SLICE: Final = 2048
-"""Columns of a slice, and rows of a tile, of which `hopper` takes one of each at a time."""
-TILE: Final = 64
 V_COLUMNS: Final = 256
 """Columns of the matrix of which the largest of V is known."""
-MAP_BYTES: Final = 128
-"""Of what describes the signs of a segment to the copy engine of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +81,7 @@ class Table:
         col_scale: [columns], or [chains, columns].
         rows_of_table: int64 [chains, capacity, FIELDS].
         counts: int32 [chains, 2], segments of each, and how many of them have signs; these are first.
-        maps: uint8 [chains, capacity, MAP_BYTES] where `hopper` is for the device, else None.
-        shares: int32 [programs + 1, 8], what each program of `hopper` does, where there are `maps`, else None.
+        hopper: what more `hopper` is told, where it is for the device and the rows of signs, else None.
         align: what the address of every row of signs is a multiple of.
 
     Args:
@@ -138,14 +130,8 @@ class Table:
         with torch.inference_mode(False):  # an inference tensor could not be changed outside of that mode
             self.rows_of_table = torch.zeros(self.n_chains, self.capacity, FIELDS, dtype=torch.int64, device=device)
             self.counts = torch.zeros(self.n_chains, 2, dtype=torch.int32, device=device)
-            self.maps: torch.Tensor | None = None
-            self.shares: torch.Tensor | None = None
-            if has_bit_products(device) and self.row_bytes % _ALIGN == 0:
-                self.maps = torch.zeros(self.n_chains, self.capacity, MAP_BYTES, dtype=torch.uint8, device=device)
-                programs = multiprocessors(device)
-                self.shares = torch.zeros(programs + 1, SHARE_FIELDS, dtype=torch.int32, device=device)
+            self.hopper = HopperTable(self) if has_bit_products(device) and self.row_bytes % _ALIGN == 0 else None
         self._ones: torch.Tensor | None = None
-        self._runs: list[tuple[int, ...]] = [() for _ in chains]
         self._held: list[list[torch.Tensor]] = [[] for _ in chains]
         self._largest: list[dict[int, tuple[torch.Tensor, list[torch.Tensor]]]] = [{} for _ in chains]
         self._chains: list[Chain | None] = [None] * len(chains)
@@ -184,19 +170,12 @@ class Table:
         count = torch.tensor([len(lines), sum(line[0] != _SPARSE for line in lines)], dtype=torch.int32)
         if lines:
             self.rows_of_table[number, : len(lines)].copy_(torch.tensor(lines, dtype=torch.int64))
-            if self.maps is not None:
-                described = b"".join(self._map(line, chain.rows) for line in lines)
-                self.maps[number, : len(lines)].copy_(
-                    torch.frombuffer(bytearray(described), dtype=torch.uint8).view(-1, MAP_BYTES)
-                )
-        # How many segments share each V, one after the other.
-        self._runs[number] = tuple(Counter(line[-1] for line in lines if line[0] != _SPARSE).values())
-        if self.shares is not None:
-            tiles = [-(-min(self.chain_rows, self.rows - n * self.chain_rows) // TILE) for n in range(self.n_chains)]
-            chains, slices = tuple(zip(tiles, self._runs, strict=True)), -(-self.columns // SLICE)
-            late = late_programs(slices, sum(map(len, self._runs)), self.ranks)
-            self.shares.copy_(_shares_of(chains, slices, len(self.shares) - 1, late, LATE[self.ranks]))
         self.counts[number].copy_(count)
+        # How many segments share each V, one after the other.
+        runs = tuple(Counter(line[-1] for line in lines if line[0] != _SPARSE).values())
+        if self.hopper is not None:
+            signs = [(line[1], 1 if line[5] == 0 else chain.rows) if line[0] != _SPARSE else None for line in lines]
+            self.hopper.update(self, number, chain.rows, signs, runs)
         self._held[number], self._chains[number] = held, chain
         factors = {id(block.v) for block in chain.blocks if not isinstance(block, SparseBlock)}
         self._largest[number] = {key: known for key, known in self._largest[number].items() if key in factors}
@@ -230,7 +209,7 @@ class Table:
                 held.append(signs)
         kind = SIGN8 if block.u.dtype == torch.float8_e4m3fn else _SIGN16
         bits = struct.unpack("<i", struct.pack("<f", gain))[0]
-        largest = self._largest_of(block, number) if self.maps is not None else []
+        largest = self._largest_of(block, number) if self.hopper is not None else []
         lines: list[list[int]] = []
         for start in range(0, block.rank, self.ranks):
             u, v = (t.data_ptr() + start * t.element_size() for t in (block.u, block.v))
@@ -255,23 +234,10 @@ class Table:
             known = self._largest[number][id(block.v)] = (block.v, made)
         return known[1]
 
-    def _map(self, line: list[int], rows: int) -> bytes:
-        if line[0] == _SPARSE:
-            return bytes(MAP_BYTES)
-        from .cuda_driver import describe_bytes
-
-        return describe_bytes(line[1], self.row_bytes, 1 if line[5] == 0 else rows)
-
     def _all_ones(self) -> torch.Tensor:
         if self._ones is None:
             self._ones = torch.full((self.row_bytes,), 255, dtype=torch.uint8, device=self.device)
         return self._ones
-
-
-@lru_cache(maxsize=1024)
-def _shares_of(*arguments: Any) -> torch.Tensor:
-    # Layers are alike: most of them find theirs made.
-    return torch.tensor(shares(*arguments), dtype=torch.int32)
 
 
 def _rank(block: Block) -> int:

@@ -1,7 +1,6 @@
 """What the Triton kernels share: reading factors, and launching on a device."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Final
 
@@ -36,11 +35,6 @@ def load_factors(pointer, offsets, mask, FP8: tl.constexpr):
     else:
         value = raw.to(tl.float32)
     return value
-
-
-def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Make `device` the one that kernels are launched on; does nothing for the CPU, where they are interpreted."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @cache

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles import jit, on_device
+from .devices import on_device
+from .tiles import jit
 
 #: Rows of a matrix that one program walks.
 _ROWS = 32

@@ -34,6 +34,7 @@ template <class T> T same_bits_(const void* from) {
 }
 static float __uint_as_float(uint32_t u) { return same_bits_<float>(&u); }
 static float __int_as_float(int32_t i) { return same_bits_<float>(&i); }
+static int32_t __float_as_int(float f) { return same_bits_<int32_t>(&f); }
 static uint32_t __float_as_uint(float f) { return same_bits_<uint32_t>(&f); }
 template <class T> T __ldg(const T* p) {
     if ((uintptr_t)p % sizeof(T)) __builtin_trap();  // as a GPU does

@@ -9,13 +9,14 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bitstack.kernels import cuda_driver, table
+from bitstack.kernels import cuda_driver, hopper_reach, hopper_table, table
 from bitstack.kernels.cuda_driver import Kernel
 
 HEADERS = [Path(__file__).with_name(name) for name in ("emulator.h", "emulator_bits.h")]
@@ -43,7 +44,8 @@ def needed() -> None:
 def make_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tables on a CPU have all that kernels for compute capability 9.0 read, for three multiprocessors."""
     monkeypatch.setattr(table, "has_bit_products", lambda _: True)
-    monkeypatch.setattr(table, "multiprocessors", lambda _: 3)
+    monkeypatch.setattr(hopper_table, "multiprocessors", lambda _: 3)
+    monkeypatch.setattr(hopper_reach, "kernel_for", lambda _: _reach())
     monkeypatch.setattr(cuda_driver, "describe_bytes", lambda *matrix: struct.pack("<QQQ", *matrix).ljust(128, b"\0"))
 
 
@@ -80,6 +82,15 @@ def compile_kernel(source: str, kernel: str, arguments: str, folder: Path) -> An
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_bool
     return run
+
+
+@cache
+def _reach() -> "Emulated":
+    folder = Path(tempfile.mkdtemp(prefix="reach-"))
+    try:
+        return Emulated(compile_kernel(hopper_reach.source(), "reach", "ReachArgs", folder))
+    finally:
+        shutil.rmtree(folder)
 
 
 class Emulated(Kernel):

@@ -4,8 +4,8 @@
 struct float4 {
     float x, y, z, w;
 };
-struct int2 {
-    int x, y;
+struct float2 {
+    float x, y;
 };
 
 static void __syncwarp() { heard_(); }
@@ -29,39 +29,39 @@ template <class T, class Join> static T join_(T value, Join join) {
     return out;
 }
 static uint32_t __reduce_max_sync(uint32_t, uint32_t value) { return join_(value, [](uint32_t a, uint32_t b) { return max(a, b); }); }
-static int __reduce_min_sync(uint32_t, int value) { return join_(value, [](int a, int b) { return min(a, b); }); }
-static int __reduce_add_sync(uint32_t, int value) { return join_(value, [](int a, int b) { return a + b; }); }
-static uint32_t __ballot_sync(uint32_t, bool value) {
-    const uint32_t word = value;
-    const auto all = tell_(&word, 1);
-    uint32_t out = 0;
-    for (int lane = 0; lane < 32; lane++) out |= all[lane][0] << lane;
-    heard_();
-    return out;
-}
+static float __fdividef(float a, float b) { return a / b; }
 static int __popc(uint32_t word) { return __builtin_popcount(word); }
-static int __ffs(uint32_t word) { return __builtin_ffs((int)word); }
 static uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t choice) {
     const uint64_t both = (uint64_t)high << 32 | low;
     uint32_t out = 0;
     for (int i = 0; i < 4; i++) out |= (uint32_t)(both >> 8 * (choice >> 4 * i & 7) & 255) << 8 * i;
     return out;
 }
-static int __float2int_rn(float f) { return (int)rintf(f); }
-static float4 __ldcg(const float4* p) { return __ldg(p); }
-static void __nanosleep(int) { idle_++, next_(); }
+static int64_t __float2ll_rn(float f) { return llrintf(f); }
 static int atomicAdd(int* p, int value) { return (*p += value) - value; }
 static void atomicMax(uint32_t* p, uint32_t value) { *p = max(*p, value); }
 
-static int count_one(int* p) { return (*p)++; }
-static int shared_value(const int* p) { return *p; }
-static void set_shared(int* p, int value) { *p = value, idle_ = 0; }
+static uint64_t add_to(unsigned long long* p, unsigned long long more) { return (*p += more) - more; }
+static int32_t twice_and(int32_t number, uint32_t more) { return 2 * number + (int32_t)more; }
+static uint32_t chosen(uint32_t set, uint32_t other, uint32_t mask) { return (set & mask) | (other & ~mask); }
+static uint32_t largest_pair(uint32_t left, uint32_t right) { return max(left >> 16, right >> 16) << 16 | max(left & 0xffff, right & 0xffff); }
 template <class T> static T shared_(uint32_t address) {
     const char* p = anchor_ + (int32_t)address;
     if ((uintptr_t)p % sizeof(T)) __builtin_trap();
     return same_bits_<T>(p);
 }
 static uint32_t shared_word(uint32_t address) { return shared_<uint32_t>(address); }
+static uint16_t shared_byte(uint32_t address) { return shared_<uint8_t>(address); }
+static void set_shared_word(uint32_t address, uint32_t word) {
+    if (address % 4) __builtin_trap();
+    memcpy(anchor_ + (int32_t)address, &word, 4);
+}
+static void set_shared_words(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const uint32_t words[4] = {a, b, c, d};
+    if (address % 16) __builtin_trap();
+    memcpy(anchor_ + (int32_t)address, words, 16);
+}
+static void show_stores() {}
 static uint16_t shared_short(uint32_t address) { return shared_<uint16_t>(address); }
 
 // A barrier that counts arrivals and bytes.
@@ -90,12 +90,15 @@ static void barrier_wait(uint32_t b, uint32_t parity) {
 }
 static void show_barriers() {}
 
-static void arrive_copied(uint32_t b) {
+static void await_copies() {
     for (const Copy_& copy : copies_[threadIdx.x]) {
         memset(copy.to, 0, copy.size);
         memcpy(copy.to, copy.from, copy.there);
     }
     copies_[threadIdx.x].clear();
+}
+static void arrive_copied(uint32_t b) {
+    await_copies();
     change_(b, 1, 0);
 }
 static void bulk_copy(uint32_t to, const uint8_t* from, int bytes, uint32_t b) {
@@ -118,11 +121,13 @@ static void copy_box(uint32_t to, const uint8_t* map, int column, int row, uint3
         }
     change_(b, 0, -64 * 128);
 }
-static void prefetch(const uint8_t*) {}
 
+static void prefetch(const void*) {}
 static Meeting_ groups_[16];
 static void tell_group(int number) { groups_[number].arrive(256); }
 static void await_group(int number) { groups_[number].wait(256); }
+static Meeting_ makers_;
+static void await_makers() { makers_.wait(512); }
 static void begin_products() {}
 static void commit_products() {}
 static void await_products() {}

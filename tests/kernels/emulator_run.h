@@ -13,6 +13,7 @@ template <class Kernel, class Args> static bool run_(Kernel kernel, const Args& 
         program_ = Meeting_();
         for (Meeting_& warp : warps_) warp = Meeting_();
         for (Meeting_& group : groups_) group = Meeting_();
+        makers_ = Meeting_();
         for (int t = 0; t < threads; t++) {
             ended_[t] = false, copies_[t].clear();
             getcontext(&threads_[t]);

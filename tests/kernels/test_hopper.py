@@ -3,13 +3,13 @@
 The kernels also run elsewhere, compiled by a C++ compiler; what is about graphs, streams and compiling needs the GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear
+from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear, running_sums
 from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
 from tests.kernels import emulator
@@ -31,28 +31,31 @@ EVERY = [
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], tuple[Kernel, ...]]:
-    """Both kernels of a variant, run on the CPU."""
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], Kernel]:
+    """The kernel of a variant, run on the CPU."""
     emulator.needed()
 
     @cache
-    def made(variant: hopper.Variant) -> tuple[Kernel, ...]:
+    def made(variant: hopper.Variant) -> Kernel:
         folder = tmp_path_factory.mktemp("emulated")
-        runs = [emulator.compile_kernel(variant.source(), n, "Args", folder) for n in ("scale_input", "multiply")]
-        return tuple(emulator.Emulated(run) for run in runs)
+        return emulator.Emulated(emulator.compile_kernel(variant.source(), "multiply", "Args", folder))
 
     return made
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=HOPPER)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where matrices lie that the kernels are for."""
     if request.param == "cuda":
-        return "cuda"
+        yield "cuda"
+        return
     made = request.getfixturevalue("emulated")
-    monkeypatch.setattr(hopper, "kernels_for", lambda variant, _: made(variant))
+    monkeypatch.setattr(hopper, "kernel_for", lambda variant, _: made(variant))
+    kept = torch.zeros(1 << 13, dtype=torch.int64)
+    monkeypatch.setattr(hopper, "running_sums", lambda count, _: kept[:count])
     emulator.make_tables(monkeypatch)
-    return "cpu"
+    yield "cpu"
+    assert not kept.any(), "a kernel has not left its sums as zeros, as the next one needs them"
 
 
 def _multiply(x, matrix, bias=None, out=None):
@@ -72,7 +75,7 @@ def _check(chain, bound, tokens, dtype, bias=None):
         exact = exact + bias.double()
         limit = limit + torch.finfo(dtype).eps * exact.abs() + 1e-6
     matrix = Table(chain)
-    assert matrix.maps is not None
+    assert matrix.hopper is not None
     out = torch.full((tokens, chain.rows), float("nan"), device=chain.device, dtype=dtype)
     _multiply(x, matrix, bias, out)
     error = (out.double() - exact).abs()
@@ -88,7 +91,7 @@ def _check(chain, bound, tokens, dtype, bias=None):
 def test_shapes(make_chain, bound, device, m, n, dtype):
     if device == "cpu" and m * n > SMALL:
         pytest.skip("takes too long on a CPU")
-    for tokens in (1, 2, 3, 4, 5, 33) if device == "cuda" else (1, 3):
+    for tokens in (1, 2, 3, 4, 5, 33) if device == "cuda" else (7,):  # launches for 4, 2 and 1
         _check(make_chain(m, n, EVERY, device=device, garbage=True), bound, tokens, dtype)
 
 
@@ -119,7 +122,7 @@ def test_kinds(make_chain, bound, device, blocks, bias):
     m = 1031 if device == "cuda" else 131
     chain = make_chain(m, 640, blocks, device=device)
     added = torch.randn(m, device=device).bfloat16() if bias else None
-    for tokens in (1, 2):
+    for tokens in (1, 2, 4):
         _check(chain, bound, tokens, torch.bfloat16, added)
 
 
@@ -153,6 +156,45 @@ def test_what_is_no_number_shows_in_every_row(make_chain, device, bad):
         y = _multiply(x, Table(chain))
         assert not y[0].isfinite().any()
         assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["u", "v"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_factors_that_are_no_numbers_show(make_chain, device, what, bad):
+    chain = make_chain(100, 256, [(3, False), (2, True), ("sparse", 0.02)], device=device)
+    getattr(chain.blocks[0], what)[7, 1] = bad
+    y = _multiply(torch.ones(1, 256, device=device, dtype=torch.bfloat16), Table(chain))
+    assert y[0].isfinite().sum() == (99 if what == "u" else 0)
+    assert not y[0, 7].isfinite()
+
+
+@pytest.mark.parametrize("power", [-40, -20, 20, 37])
+def test_x_of_any_size(make_chain, bound, device, power):
+    """The steps of sums follow from it."""
+    chain = make_chain(70, 256, [(3, False), (2, True), ("sparse", 0.02)], device=device)
+    x = torch.randn(2, 256, generator=torch.Generator().manual_seed(5)).to(device, torch.bfloat16)
+    x[1] *= 2.0**power
+    exact = x.double() @ dense(chain).T
+    got = _multiply(x, Table(chain))
+    assert ((got.double() - exact).abs() <= bound(chain, exact, torch.bfloat16, x)).all()
+
+
+def test_rows_of_very_different_size(make_chain, bound, device):
+    chain = make_chain(70, 256, [(3, False), "plane", (2, False)], device=device)
+    spread = torch.logspace(-20, 0, 70, 2.0, device=device)
+    for block in chain.blocks:
+        block.u.copy_((block.u.float().sign() * spread[:, None]).half())
+    x = torch.randn(1, 256, generator=torch.Generator().manual_seed(5)).to(device, torch.bfloat16)
+    exact = x.double() @ dense(chain).T
+    got = _multiply(x, Table(chain))
+    assert ((got.double() - exact).abs() <= bound(chain, exact, torch.bfloat16, x)).all()
+
+
+def test_more_segments_than_a_sum_can_count_are_left_to_others(make_chain, device):
+    chain = make_chain(3, 128, [(1, False)], device=device)
+    x = torch.zeros(1, 128, dtype=torch.bfloat16, device=device)
+    assert hopper.takes(x, Table(chain, Room(2046)))
+    assert not hopper.takes(x, Table(chain, Room(2047)))
 
 
 def test_zeros(make_chain, device):
@@ -206,6 +248,48 @@ def test_two_streams_at_once(make_chain):
         assert all(torch.equal(y, want) for y in into)
 
 
+def _captured(matrix, x):
+    out, graph = torch.empty(len(x), matrix.rows, device="cuda", dtype=x.dtype), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        linear(x, matrix, out=out, backend="hopper")
+    return graph, out
+
+
+@NEEDS_HOPPER
+def test_two_graphs_at_once(make_chain):
+    matrix = Table(make_chain(3000, 4096, [(16, False)] * 2, device="cuda"))
+    xs = [torch.randn(1, 4096, device="cuda").bfloat16() for _ in range(2)]
+    wanted = [linear(x, matrix, backend="hopper") for x in xs]
+    made = [_captured(matrix, x) for x in xs]
+    streams = [torch.cuda.Stream() for _ in xs]
+    torch.cuda.synchronize()
+    for _ in range(30):
+        for stream, (graph, _) in zip(streams, made, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, want) for (_, out), want in zip(made, wanted, strict=True))
+
+
+@NEEDS_HOPPER
+def test_the_sums_of_a_graph_end_with_it(make_chain):
+    matrix = Table(make_chain(300, 4096, [(16, False)], device="cuda"))
+    x = torch.randn(1, 4096, device="cuda").bfloat16()
+    want = linear(x, matrix, backend="hopper")
+    before = len(running_sums._of_graphs)
+    for _ in range(3):  # without anything else in between, so that the second and the third clear theirs themselves
+        graph, out = _captured(matrix, x)
+        for _ in range(2):
+            out.fill_(float("nan"))
+            graph.replay()
+            assert torch.equal(out, want)
+        del graph
+    torch.cuda.synchronize()
+    linear(x, matrix, backend="hopper")
+    _captured(matrix, x)
+    assert len(running_sums._of_graphs) <= before + 2
+
+
 @NEEDS_HOPPER
 def test_signs_past_two_gibibytes():
     if torch.cuda.mem_get_info()[0] < 8 << 30:
@@ -233,6 +317,7 @@ def test_a_source_that_cannot_be_compiled_says_why(tmp_path, monkeypatch):
 @NEEDS_HOPPER
 def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.empty(1, device="cuda")  # a module is loaded where something has been
     source = 'extern "C" __global__ void nothing() {}'
     for _ in range(2):
         cuda_driver.Module(source, "sm_90a").kernel("nothing")

@@ -1,0 +1,55 @@
+// Sums of rows, and y.
+//
+// A sum is a whole number of 64 bits: the upper ones count who has added, the lower ones are what was added. Its step is a
+// power of two that follows from a bound on the row, its reach times the largest |x|, so that all who add know it beforehand;
+// whoever finds that nobody is missing writes y and leaves a zero.
+#define COUNT 52     // where the count begins
+#define ROOM 50      // bits of a sum without its sign; one more is left for what rounding adds
+#define LEAST -40    // powers of two that are smaller are taken for this one
+#define MOST 126
+#define NO_NUMBER 4096
+
+// The exponent of a power of two that is larger.
+__device__ inline int exponent(float size) {
+    const int found = (int)(__float_as_uint(size) >> 23 & 255) - 126;
+    return found > 128 ? NO_NUMBER : found;
+}
+__device__ inline float power(int exponent) { return __uint_as_float((u32)(exponent + 127) << 23); }
+
+// How many add to each row of a chain: every product, and once who adds up single entries.
+__device__ inline int adders(const Args& a, int chain) {
+    const int dense = a.counts[2 * chain + 1];
+    return dense * a.slices * GROUPS + (a.counts[2 * chain] > dense);
+}
+
+// What was added to a row, until it is known whether that was the last.
+struct Added {
+    u64 before, more;  // added up no sooner than needed, since what was there before takes its time to come
+    int row;           // -1: nothing
+    int needed;
+    float unit;        // what a step of the sum is worth in y
+};
+
+// Add to a row of a matrix. `needed`: how many do. `known`: its reach, as an exponent, and its scale. `largest`: the exponent of |x|.
+__device__ inline Added add(const Args& a, int row, int token, int needed, float value, float2 known, int largest) {
+    const int size = max(__float_as_int(known.x) + largest, LEAST);
+    const bool odd = size > MOST;
+    const float whole = value * power(ROOM - size);
+    Added out;
+    // By the bound it is no larger; should it be, the count stays right.
+    out.more = (1ull << COUNT) + (u64)(fabsf(whole) <= power(ROOM) && !odd ? __float2ll_rn(whole) : 0);
+    out.row = row, out.needed = needed, out.unit = odd ? __uint_as_float(0x7fc00000u) : power(size - ROOM) * known.y;
+    out.before = add_to(a.sums + (i64)token * a.rows + row, out.more);
+    return out;
+}
+
+// Write y of the row if nobody else adds to it any more.
+__device__ inline void settle_row(const Args& a, const Added& added, int token) {
+    if (added.row < 0) return;
+    const u64 after = added.before + added.more;
+    if ((int)((u32)(after >> 32) + (1u << (COUNT - 33)) >> (COUNT - 32)) != added.needed) return;
+    a.sums[(i64)token * a.rows + added.row] = 0;
+    const float total = (float)(i64)(after - ((u64)added.needed << COUNT)) * added.unit;
+    const float bias = a.bias ? typed_value(a.bias, added.row, a.bias_type) : 0.f;
+    a.y[(i64)token * a.rows + added.row] = narrow(total + bias);
+}
