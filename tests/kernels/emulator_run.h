@@ -10,6 +10,7 @@ template <class Kernel, class Args> static bool run_(Kernel kernel, const Args& 
     for (int number = 0; number < grid.x * grid.y * grid.z; number++) {
         blockIdx = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
         idle_ = 0;
+        memset(anchor_, 255, sizeof anchor_);  // nothing is a number before it is written
         program_ = Meeting_();
         for (Meeting_& warp : warps_) warp = Meeting_();
         for (Meeting_& group : groups_) group = Meeting_();
