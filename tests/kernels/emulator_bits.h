@@ -29,7 +29,11 @@ template <class T, class Join> static T join_(T value, Join join) {
     return out;
 }
 static uint32_t __reduce_max_sync(uint32_t, uint32_t value) { return join_(value, [](uint32_t a, uint32_t b) { return max(a, b); }); }
-static float __fdividef(float a, float b) { return a / b; }
+// Not for large divisors, as CUDA's documentation says.
+static float __fdividef(float a, float b) {
+    const float size = fabsf(b);
+    return size > 0x1p126f && !isinf(size) ? isinf(a) ? NAN : 0 : a / b;
+}
 static int __popc(uint32_t word) { return __builtin_popcount(word); }
 static uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t choice) {
     const uint64_t both = (uint64_t)high << 32 | low;
