@@ -21,6 +21,9 @@ __device__ inline void copy_box(u32 to, const u8* map, int column, int row, u32 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(b)
                  : "memory");
 }
+// Loads that are issued where they stand.
+__device__ inline int load_int(const int* p) { int word; asm volatile("ld.global.s32 %0, [%1];" : "=r"(word) : "l"(p)); return word; }
+__device__ inline i64 load_long(const i64* p) { i64 word; asm volatile("ld.global.s64 %0, [%1];" : "=l"(word) : "l"(p)); return word; }
 __device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // Add to a number that others add to as well, and give what it was.
 __device__ inline u64 add_to(u64* p, u64 more) {

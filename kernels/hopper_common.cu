@@ -54,9 +54,9 @@ struct Args {
 struct Shared {
     float xc[WARPS][4][36];   // x·col_scale: 128 columns of each warp, with room after each 32 against conflicts
     float v_max[V_GROUPS][RANKS];
-    float step[TOKENS][RANKS], inverse[TOKENS][RANKS];
+    float step[TOKENS][RANKS];
     int z_sums[TOKENS][RANKS];  // of the whole numbers of each column of V
-    u32 most[WARPS];            // the largest |x·col_scale| of 128 columns, as bits
+    u32 most[TOKENS][WARPS];    // the largest |x·col_scale| of 128 columns, as bits
     u32 largest[TOKENS];        // the largest |x|, as bits
     i64 table[KNOWN * FIELDS];
     int counts[2 * KNOWN];

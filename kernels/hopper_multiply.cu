@@ -138,27 +138,33 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1 + HELPERS), 1) mult
     Args a = given;
     const int thread = threadIdx.x, warp = warp_number(), entries = a.n_chains * a.capacity;
     const Ring ring(own.barriers);
-    // The table is on its way before it is known what of it this program needs.
-    const bool keep = entries <= KNOWN && thread < entries * FIELDS;
-    const i64 kept = keep ? a.table[thread] : 0;
+    // Everything is on its way at once, the table before it is known what of it this program needs.
+    const bool keep = entries <= KNOWN && thread < entries * FIELDS, keep_count = entries <= KNOWN && thread < 2 * a.n_chains;
+    i64 kept = 0;
+    int kept_count = 0;
+    if (keep) kept = load_long(a.table + thread);
+    if (keep_count) kept_count = load_int(a.counts + thread);
     // Which units are this program's, and which the first one is: see `shares.py`.
     const int* const share = a.shares + blockIdx.x * SHARE_FIELDS;
-    const int first = share[0], count = share[SHARE_FIELDS] - first;
+    const int first = load_int(share), count = load_int(share + SHARE_FIELDS) - first;
     Unit unit;
-    unit.chain = share[1], unit.slice = share[2], unit.segment = share[3], unit.tile = share[4];
-    if (entries <= KNOWN) {
-        if (keep) own.table[thread] = kept;
-        if (thread < 2 * a.n_chains) own.counts[thread] = a.counts[thread];
+    unit.chain = load_int(share + 1), unit.slice = load_int(share + 2), unit.segment = load_int(share + 3), unit.tile = load_int(share + 4);
+    if (warp == RING_WARP + 1) {
+        // Programs that begin once others have ended find theirs in the cache.
+        for (int i = 16 * (thread & 31); i < ((int)gridDim.x + 1) * SHARE_FIELDS; i += 16 * 32) prefetch(a.shares + i);
+    } else if (thread == 32 * RING_WARP) {
+        ring.init();
     }
     if (thread < TOKENS) own.largest[thread] = 0;
-    if (thread == 0) ring.init();
+    if (keep) own.table[thread] = kept;
+    if (keep_count) own.counts[thread] = kept_count;
     __syncthreads();
     if (entries <= KNOWN) a.table = own.table, a.counts = own.counts;
     unit.enter(a);
     if (warp < WARPS) {
         more_registers();
         if (count) multiply_units(a, own, ring, unit, count, memory, stages);
-        else wait_for_input(), find_largest(a, own, ring);
+        else look_for_largest(a, own, ring);
     } else {
         fewer_registers();
         if (warp == RING_WARP) {

@@ -14,13 +14,13 @@ struct Ring {
 // Fills the ring, as soon as a stage is free; but V, of which there is nothing to do without, comes first. One thread.
 __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int count, u8* stages) {
     u8 *factors = stages + STAGES * STAGE, *values = factors + STAGES * U_BYTES;
-    barrier_wait(ring.v_here, 0);
     int stage = 0, phase = 1;
     for (int i = 0, n; i < count; i += n, unit.next_run(a)) {
         n = unit.run(count - i);
         const i64* row = unit.row(a);
         const u8* map = a.maps + ((i64)unit.chain * a.capacity + unit.segment) * 128;
         acquire_map(map);
+        if (i == 0) barrier_wait(ring.v_here, 0);
         const bool plain = row[PLAIN] != 0;
         const int rank_bytes = (int)row[RANK] * ((int)row[KIND] == SIGN8 ? 1 : 2), n_rows = rows_of(a, unit.chain), halves = halves_of(a, unit.slice);
         const u8* u = (const u8*)row[U];

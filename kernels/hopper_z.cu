@@ -61,8 +61,9 @@ __device__ inline uint2 load_x(const u16* x, int there) {
     return q;
 }
 
-// The largest |x| of each token, of all columns, by all consumers; `ring.known` says that it is there.
-__device__ inline void find_largest(const Args& a, Shared& own, const Ring& ring) {
+// The largest |x| of each token that a thread of all consumers sees, two at a time as bits: all of them see all columns.
+__device__ inline void find_largest(const Args& a, u32 (&largest)[TOKENS]) {
+#pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         const u16* x = a.x + (i64)t * a.columns;
         const int pieces = (u64)x & 15 ? 0 : a.columns / 8;
@@ -74,11 +75,26 @@ __device__ inline void find_largest(const Args& a, Shared& own, const Ring& ring
             most = largest_pair(largest_pair(most, q.z & 0x7fff7fff), q.w & 0x7fff7fff);
         }
         for (int i = pieces * 8 + threadIdx.x; i < a.columns; i += 32 * WARPS) most = largest_pair(most, x[i] & 0x7fff);
-        const u32 all = __reduce_max_sync(~0u, __float_as_uint(narrow_value((u16)max(most & 0xffff, most >> 16))));
+        largest[t] = most;
+    }
+}
+// Tell it; `ring.known` says that all have.
+__device__ inline void tell_largest(Shared& own, const Ring& ring, const u32 (&largest)[TOKENS]) {
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+        const u32 all = __reduce_max_sync(~0u, __float_as_uint(narrow_value((u16)max(largest[t] & 0xffff, largest[t] >> 16))));
         if ((threadIdx.x & 31) == 0) atomicMax(&own.largest[t], all);
     }
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(ring.known);
+}
+
+// The same where there is nothing to multiply.
+__device__ inline void look_for_largest(const Args& a, Shared& own, const Ring& ring) {
+    u32 largest[TOKENS];
+    wait_for_input();
+    find_largest(a, largest);
+    tell_largest(own, ring, largest);
 }
 
 // Words i and i + APART of 16 exchange what belongs to each other: one step of transposing 16 by 16 bits, twice beside each other.
@@ -93,18 +109,21 @@ template <int APART> __device__ inline void exchange(u32 (&words)[16]) {
     }
 }
 
-// Step of each column of V, by a warp for each: from the largest of x·col_scale and of V, of each 256 columns.
-__device__ inline void find_steps(Shared& own, int token) {
-    const int lane = threadIdx.x & 31, r = threadIdx.x >> 5;
-    if (r >= RANKS) return;
-    const float product = lane < WARPS ? __uint_as_float(own.most[lane]) * own.v_max[lane / 2][r] : 0.f;
+// The step of each column of V, from the largest of x·col_scale and of V, of each 256 columns: every warp for itself. Gives the inverse
+// of that of column lane % RANKS.
+__device__ inline float find_steps(Shared& own, int token, int warp) {
+    constexpr int parts = 32 / RANKS, each = WARPS / parts;
+    const int lane = threadIdx.x & 31, r = lane % RANKS, first = lane / RANKS * each;
+    u32 bits = 0;
     // As bits, what is no number is larger than all others.
-    const u32 bits = __reduce_max_sync(~0u, __float_as_uint(fabsf(product)));
+#pragma unroll
+    for (int i = 0; i < each; i++) bits = max(bits, __float_as_uint(fabsf(__uint_as_float(own.most[token][first + i]) * own.v_max[(first + i) / 2][r])));
+#pragma unroll
+    for (int step = RANKS; step < 32; step *= 2) bits = max(bits, __shfl_xor_sync(~0u, bits, step));
     const float bound = __uint_as_float(bits);
     const bool odd = bits >= 0x7f800000, some = !odd && bound > 1e-30f;
-    if (lane) return;
-    own.inverse[token][r] = some ? __fdividef(TOP, bound) : 0.f;
-    own.step[token][r] = odd ? __uint_as_float(0x7fc00000u) : some ? bound * (1 / TOP) : 0.f;
+    if (warp == 0 && lane < RANKS) own.step[token][r] = odd ? __uint_as_float(0x7fc00000u) : some ? bound * (1 / TOP) : 0.f;
+    return some ? __fdividef(TOP, bound) : 0.f;
 }
 
 // All consumers together. The first time of a launch it waits for what was launched before, once V is on its way.
@@ -122,10 +141,11 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
     if (const int group = thread / RANKS, r = thread % RANKS; group < V_GROUPS && r < (int)row[WIDTH] && slice + group * 256 < a.columns)
         largest = ((const float*)row[V_MAX])[(slice / 256 + group) * RANKS + r];
     if (thread < TOKENS * RANKS) own.z_sums[thread / RANKS][thread % RANKS] = 0;
+    u32 largest_x[TOKENS];
     wait_for_input();
     for (int t = 0; t < TOKENS; t++) {
         const uint2 x = load_x(a.x + (i64)t * a.columns + column, a.columns - column);
-        if (t == 0 && !again) find_largest(a, own, ring);  // while that comes
+        if (t == 0 && !again) find_largest(a, largest_x);  // while that comes
         float values[4] = {narrow_value((u16)x.x), narrow_value((u16)(x.x >> 16)), narrow_value((u16)x.y), narrow_value((u16)(x.y >> 16))};
         if (t == 0 && thread < V_GROUPS * RANKS) own.v_max[thread / RANKS][thread % RANKS] = largest;
         u32 most = 0;
@@ -135,18 +155,17 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
             most = max(most, __float_as_uint(fabsf(values[i])));
         }
         most = __reduce_max_sync(~0u, most);
-        if (lane == 0) own.most[warp] = most;
+        if (lane == 0) own.most[t][warp] = most;
         __syncwarp();
         *(float4*)&own.xc[warp][block][q * 4] = float4{values[0], values[1], values[2], values[3]};
         if (t == 0) await_copies();
         await_makers();
-        find_steps(own, t);
-        await_makers();
+        const float steps = find_steps(own, t, warp);
         u32 words[GROUPS][16];
         int sums[GROUPS];
         float inverse[GROUPS];
 #pragma unroll
-        for (int j = 0; j < GROUPS; j++) sums[j] = 0, inverse[j] = own.inverse[t][q * GROUPS + j];
+        for (int j = 0; j < GROUPS; j++) sums[j] = 0, inverse[j] = __int_as_float(__shfl_sync(~0u, __float_as_int(steps), q * GROUPS + j));
         const u32 from = part + v_place(block * 32) + q * 2 * GROUPS;
         // Columns i and i + 16 in the halves of a word.
 #pragma unroll
@@ -189,5 +208,6 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
         }
     }
     show_stores();
+    if (!again) tell_largest(own, ring, largest_x);
     await_makers();
 }

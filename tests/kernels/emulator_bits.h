@@ -127,6 +127,9 @@ static void copy_box(uint32_t to, const uint8_t* map, int column, int row, uint3
 }
 
 static void prefetch(const void*) {}
+static int32_t load_int(const int32_t* p) { return *p; }
+typedef long long long_;
+static long_ load_long(const long_* p) { return *p; }
 static Meeting_ groups_[16];
 static void tell_group(int number) { groups_[number].arrive(256); }
 static void await_group(int number) { groups_[number].wait(256); }
