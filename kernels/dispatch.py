@@ -37,7 +37,7 @@ def linear(
     Args:
         x: float32, float16 or bfloat16 [..., columns], on the device of the matrix.
         matrix: a chain, or a table.
-        bias: [rows], or None.
+        bias: [rows], laid out in any way, or None.
         out: contiguous [..., rows] of x.dtype, written whole and returned; its former contents do not matter. Must not
             overlap `x`.
         backend: a name of `available_backends(x.device)`, or `"auto"`: what `set_backend` or the environment variable
@@ -60,7 +60,8 @@ def linear(
         raise ValueError(f"bias must be [{matrix.rows}] on {x.device}, not {list(bias.shape)} on {bias.device}")
     y = _output(out, (*x.shape[:-1], matrix.rows), x.dtype, x.device)
     if y.numel():
-        bias = None if bias is None else bias.detach()
+        # Kernels take its address, and read it as it is laid out in memory.
+        bias = None if bias is None else bias.detach().contiguous()
         operations.linear(x.detach().reshape(-1, matrix.columns), matrix, bias, y.view(-1, matrix.rows))
     return y if out is None else out
 

@@ -5,11 +5,12 @@ The kernels also run elsewhere, compiled by a C++ compiler; what is about graphs
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, hopper, linear, running_sums
+from bitstack.kernels import Chain, Room, SignBlock, Table, cuda_driver, dispatch, hopper, linear, running_sums
 from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
 from tests.kernels import emulator
@@ -124,6 +125,17 @@ def test_kinds(make_chain, bound, device, blocks, bias):
     added = torch.randn(m, device=device).bfloat16() if bias else None
     for tokens in (1, 2, 4):
         _check(chain, bound, tokens, torch.bfloat16, added)
+
+
+@pytest.mark.parametrize("layout", ["every second", "one number"])
+def test_a_bias_need_not_be_dense(make_chain, device, monkeypatch, layout):
+    chain = make_chain(100, 128, [], device=device)
+    numbers = torch.arange(200.0, device=device)
+    bias = numbers[::2] if layout == "every second" else numbers[7].expand(100)
+    if device == "cpu":
+        monkeypatch.setattr(dispatch, "choose", lambda *_: SimpleNamespace(linear=hopper.multiply_few))
+    x = torch.ones(2, 128, dtype=torch.bfloat16, device=device)
+    assert torch.equal(linear(x, Table(chain), bias=bias, backend="hopper"), bias.bfloat16().expand(2, 100))
 
 
 @pytest.mark.parametrize("scales", [torch.float16, torch.bfloat16])
