@@ -22,12 +22,15 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
         acquire_map(map);
         if (i == 0) barrier_wait(ring.v_here, 0);
         const bool plain = row[PLAIN] != 0;
-        const int rank_bytes = (int)row[RANK] * ((int)row[KIND] == SIGN8 ? 1 : 2), n_rows = rows_of(a, unit.chain), halves = halves_of(a, unit.slice);
+        const int size = (int)row[KIND] == SIGN8 ? 1 : 2, rank_bytes = (int)row[RANK] * size, own_bytes = (int)row[WIDTH] * size;
+        const int n_rows = rows_of(a, unit.chain), halves = halves_of(a, unit.slice);
         const u8* u = (const u8*)row[U];
         for (int tile = unit.tile; tile < unit.tile + n; tile++) {
             const int r = tile * TILE;
             const u8* from = (const u8*)((u64)(u + (i64)r * rank_bytes) & ~15ull);
-            const int u_bytes = rank_bytes > 32 ? 0 : ((int)(u + (i64)min(r + TILE, n_rows) * rank_bytes - from) + 15) & ~15;
+            // Up to the last number of the last row that is the segment's: `u` may lie within a row. All of a piece of 16 bytes can be
+            // read where a byte of it can.
+            const int u_bytes = rank_bytes > 32 ? 0 : ((int)(u + (i64)(min(r + TILE, n_rows) - 1) * rank_bytes + own_bytes - from) + 15) & ~15;
             const u32 arrival = ring.full + 8 * stage;
             barrier_wait(ring.empty + 8 * stage, phase);
             barrier_expect(arrival, halves * BOX + u_bytes + ROW_BYTES);

@@ -3,6 +3,8 @@
 The kernels also run elsewhere, compiled by a C++ compiler; what is about graphs, streams and compiling needs the GPU.
 """
 
+import ctypes
+import mmap
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import SimpleNamespace
@@ -212,6 +214,31 @@ def test_more_segments_than_a_sum_can_count_are_left_to_others(make_chain, devic
 def test_zeros(make_chain, device):
     chain = make_chain(100, 2304, EVERY[:3], device=device)
     assert not _multiply(torch.zeros(1, 2304, device=device).half(), Table(chain)).any()
+
+
+def _before_what_may_not_be_read(tensor):
+    """A copy of a tensor, and how many bytes it takes, right before a page that cannot be read."""
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    end = ctypes.c_void_p(whole.data_ptr() + pages * mmap.PAGESIZE)
+    assert libc.mprotect(end, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0  # PROT_NONE
+    start = pages * mmap.PAGESIZE - tensor.nbytes
+    copy = whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    copy.view(torch.uint8).copy_(tensor.view(torch.uint8))
+    return copy
+
+
+@pytest.mark.parametrize(("rank", "fp8"), [(32, True), (17, True), (16, True), (16, False), (7, False)])
+def test_nothing_is_read_behind_u(make_chain, bound, device, rank, fp8):
+    if device == "cuda":
+        pytest.skip("where memory ends is known on the CPU")
+    chain = make_chain(67, 128, [(rank, fp8)])
+    block = chain.blocks[0]
+    u = _before_what_may_not_be_read(block.u)
+    chain = Chain(67, 128, chain.row_scale, chain.col_scale, (SignBlock(block.signs, u, block.v, block.scale),))
+    _check(chain, bound, 1, torch.bfloat16)  # what cannot be read never comes
 
 
 @NEEDS_HOPPER
