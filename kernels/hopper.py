@@ -26,7 +26,7 @@ _SHARED_BYTES: Final = 210 << 10
 _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16 + TILE * 8
 _THREADS: Final = 20 * 32
 _ADDERS: Final = 1 << 11
-"""What the sum of a row can count, and one bit to spare."""
+"""So many the sum of a row cannot count any more."""
 _SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums", "helpers", "multiply")
 """Of the source, in this order."""
 

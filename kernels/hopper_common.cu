@@ -33,6 +33,9 @@
 #define HELPERS 3              // warps after that one
 #define CHUNK 256              // single entries of a warp at a time
 #define ROW_BYTES (TILE * 8)   // of what is known of the rows of a tile
+// x·col_scale is held times 2^-DOWN, and so is all that is added up: no product with V, which is below 2^16, leaves float32 then.
+#define DOWN 18
+#define SMALLER (1.f / (1 << DOWN))
 #define KNOWN 32               // rows of the table that are kept in shared memory
 
 struct Args {
@@ -52,11 +55,11 @@ struct Args {
 
 // What a program holds in shared memory beside signs, U and Z.
 struct Shared {
-    float xc[WARPS][4][36];   // x·col_scale: 128 columns of each warp, with room after each 32 against conflicts
+    float xc[WARPS][4][36];   // x·col_scale, times 2^-DOWN: 128 columns of each warp, with room after each 32 against conflicts
     float v_max[V_GROUPS][RANKS];
     float step[TOKENS][RANKS];
     int z_sums[TOKENS][RANKS];  // of the whole numbers of each column of V
-    u32 most[TOKENS][WARPS];    // the largest |x·col_scale| of 128 columns, as bits
+    u32 most[TOKENS][WARPS];    // the largest of |xc| of 128 columns, as bits
     u32 largest[TOKENS];        // the largest |x|, as bits
     i64 table[KNOWN * FIELDS];
     int counts[2 * KNOWN];

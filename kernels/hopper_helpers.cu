@@ -37,16 +37,16 @@ struct Entries {
             codes[k] = i < end ? ((const u8*)line[STRIDE])[i] : 0;
         }
     }
-    // What they add, for all tokens, by the first of the lanes of a row.
+    // What they add, times 2^-DOWN, for all tokens, by the first of the lanes of a row.
     __device__ void sum(const Args& a, int chain, float* products, float (&totals)[TOKENS][2]) {
         const int lane = threadIdx.x & 31, own_lane = lane % lanes;
         const i64 own = (i64)chain * a.col_stride;
-        const float size = *(const float*)line[SCALE];
+        const float size = *(const float*)line[SCALE] * SMALLER;
         float sums[TOKENS][2] = {};
         for (; here < end; here += CHUNK) {
             float weights[CHUNK / 32];
 #pragma unroll
-            for (int k = 0; k < CHUNK / 32; k++) weights[k] = typed_value(a.col_scale, own + columns[k], a.col_type);
+            for (int k = 0; k < CHUNK / 32; k++) weights[k] = typed_value(a.col_scale, own + columns[k], a.col_type) * size;
 #pragma unroll
             for (int t = 0; t < TOKENS; t++) {
                 const u16* x = a.x + (i64)t * a.columns;
@@ -71,7 +71,7 @@ struct Entries {
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 for (int d = 1; d < lanes; d <<= 1) sums[t][e] += __shfl_xor_sync(~0u, sums[t][e], d);
-                totals[t][e] += sums[t][e] * size;
+                totals[t][e] += sums[t][e];
             }
     }
 };

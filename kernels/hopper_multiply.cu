@@ -110,7 +110,8 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
                         // Half of them elsewhere than where products are added, which would be busy twice as long.
                         s = e ? twice_and(s, acc[b * 4 + j * 2 + e]) : 2 * s + (int)acc[b * 4 + j * 2 + e];
                     }
-                    result[j] += (float)(2 * s - sum[e]) * step[e] * half_value((u16)(left[j] >> 16 * e));
+                    // The step times U first: a sum times the step may leave float32 where y does not.
+                    result[j] += (float)(2 * s - sum[e]) * (step[e] * half_value((u16)(left[j] >> 16 * e)));
                 }
             }
             // A lane keeps one of the rows.

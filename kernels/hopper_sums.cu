@@ -1,12 +1,13 @@
 // Sums of rows, and y.
 //
-// A sum is a whole number of 64 bits: the upper ones count who has added, the lower ones are what was added. Its step is a
-// power of two that follows from a bound on the row, its reach times the largest |x|, so that all who add know it beforehand;
-// whoever finds that nobody is missing writes y and leaves a zero.
-#define COUNT 52     // where the count begins
-#define ROOM 50      // bits of a sum without its sign; one more is left for what rounding adds
-#define LEAST -40    // powers of two that are smaller are taken for this one
-#define MOST 126
+// A sum is a whole number of 64 bits: the upper ones count who has added, the next ones who of these had no number to add, the
+// lower ones are what was added. Its step is a power of two that follows from a bound on the row, its reach times the largest |x|,
+// so that all who add know it beforehand; whoever finds that nobody is missing writes y, or that it is no number, and leaves a zero.
+#define COUNT 53     // where the count begins, of 11 bits
+#define ODD 42       // where that of no numbers begins, of as many
+#define ROOM 40      // bits of what is added without its sign; one more is left for what rounding adds
+#define LEAST -64    // powers of two that are smaller are taken for this one
+#define MOST 160     // of larger ones nothing is added up
 #define NO_NUMBER 4096
 
 // The exponent of a power of two that is larger.
@@ -26,19 +27,19 @@ __device__ inline int adders(const Args& a, int chain) {
 struct Added {
     u64 before, more;  // added up no sooner than needed, since what was there before takes its time to come
     int row;           // -1: nothing
-    int needed;
+    u32 needed;        // how many add to it, where the upper half of a sum counts them
     float unit;        // what a step of the sum is worth in y
 };
 
-// Add to a row of a matrix. `needed`: how many do. `known`: its reach, as an exponent, and its scale. `largest`: the exponent of |x|.
+// Add to a row of a matrix. `needed`: how many do. `value`: times 2^-DOWN. `known`: its reach,
+// as an exponent, and its scale. `largest`: the exponent of |x|.
 __device__ inline Added add(const Args& a, int row, int token, int needed, float value, float2 known, int largest) {
     const int size = max(__float_as_int(known.x) + largest, LEAST);
-    const bool odd = size > MOST;
-    const float whole = value * power(ROOM - size);
+    const float whole = value * power(ROOM + DOWN - size);
     Added out;
-    // By the bound it is no larger; should it be, the count stays right.
-    out.more = (1ull << COUNT) + (u64)(fabsf(whole) <= power(ROOM) && !odd ? __float2ll_rn(whole) : 0);
-    out.row = row, out.needed = needed, out.unit = odd ? __uint_as_float(0x7fc00000u) : power(size - ROOM) * known.y;
+    // By the bound it is no larger; should it be, nobody takes the sum for right.
+    out.more = (1ull << COUNT) + (u64)(fabsf(whole) <= power(ROOM) && size <= MOST ? __float2ll_rn(whole) : 1ll << ODD);
+    out.row = row, out.needed = (u32)needed << (COUNT - 32), out.unit = power(size - ROOM) * known.y;
     out.before = add_to(a.sums + (i64)token * a.rows + row, out.more);
     return out;
 }
@@ -47,9 +48,12 @@ __device__ inline Added add(const Args& a, int row, int token, int needed, float
 __device__ inline void settle_row(const Args& a, const Added& added, int token) {
     if (added.row < 0) return;
     const u64 after = added.before + added.more;
-    if ((int)((u32)(after >> 32) + (1u << (COUNT - 33)) >> (COUNT - 32)) != added.needed) return;
+    // What was added may be less than nothing: half of what a count begins with makes the counts right.
+    const u32 others = (u32)(after >> 32) + (1u << (ODD - 33)) ^ added.needed;
+    if (others >> (COUNT - 32)) return;
     a.sums[(i64)token * a.rows + added.row] = 0;
-    const float total = (float)(i64)(after - ((u64)added.needed << COUNT)) * added.unit;
+    const float unit = others >> (ODD - 32) ? __uint_as_float(0x7fc00000u) : added.unit;
+    const float total = (float)(i64)(after - ((u64)added.needed << 32)) * unit;
     const float bias = a.bias ? typed_value(a.bias, added.row, a.bias_type) : 0.f;
     a.y[(i64)token * a.rows + added.row] = narrow(total + bias);
 }

@@ -121,7 +121,8 @@ __device__ inline float find_steps(Shared& own, int token, int warp) {
 #pragma unroll
     for (int step = RANKS; step < 32; step *= 2) bits = max(bits, __shfl_xor_sync(~0u, bits, step));
     const float bound = __uint_as_float(bits);
-    const bool odd = bits >= 0x7f800000, some = !odd && bound > 1e-30f;
+    // Beyond 2^126 a fast division gives 0; below the least, its result is not finite.
+    const bool odd = bits > 0x7e800000, some = !odd && bound > 1e-33f;
     if (warp == 0 && lane < RANKS) own.step[token][r] = odd ? __uint_as_float(0x7fc00000u) : some ? bound * (1 / TOP) : 0.f;
     return some ? __fdividef(TOP, bound) : 0.f;
 }
@@ -151,7 +152,7 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
         u32 most = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            values[i] *= word_value(scales[i], a.col_type);
+            values[i] *= word_value(scales[i], a.col_type) * SMALLER;
             most = max(most, __float_as_uint(fabsf(values[i])));
         }
         most = __reduce_max_sync(~0u, most);

@@ -193,6 +193,84 @@ def test_x_of_any_size(make_chain, bound, device, power):
     assert ((got.double() - exact).abs() <= bound(chain, exact, torch.bfloat16, x)).all()
 
 
+def _of_one_size(m, n, device, u, v, col_scale=1.0, blocks=1):
+    """A chain of blocks with the same factors, all of whose numbers of a kind are the same, and all signs +1."""
+    signs = torch.full((m, n // 8), 255, dtype=torch.uint8, device=device)
+    block = SignBlock(signs, *(torch.full((k, 1), size, device=device).half() for k, size in ((m, u), (n, v))))
+    scales = torch.ones(m, device=device), torch.full((n,), col_scale, device=device)
+    return Chain(m, n, *scales, (block,) * blocks)
+
+
+@pytest.mark.parametrize(
+    ("x", "col_scale", "u", "v"),
+    [
+        (1e38, 1.0, 2.0**-20, 1.0),  # a sum times the step is no number
+        (1e38, 1e3, 2.0**-24, 1.0),  # so is x times the scales of columns
+        (2.0**127, 1.0, 2.0**-20, 1.0),
+        (1.9 * 2.0**127, 0.999, 2.0**-24, 65504.0),  # and what steps follow from
+        (2.0**111, 0.9, 2.0**-14, 65504.0),  # which fast division is not for
+        (2.0**-40, 1.0, 2.0**-24, 1.0),
+        (1e-20, 1e-6, 1.0, 1.0),
+    ],
+)
+def test_no_step_leaves_the_range_where_y_does_not(bound, device, x, col_scale, u, v):
+    chain = _of_one_size(67, 128, device, u, v, col_scale)
+    if v == 65504.0:
+        chain.blocks[0].v[1:] = 0
+    xs = torch.full((2, 128), x, dtype=torch.bfloat16, device=device)
+    xs[1, 1:] = 0
+    exact = xs.double() @ dense(chain).T
+    got = _multiply(xs, Table(chain))
+    assert ((got.double() - exact).abs() <= bound(chain, exact, torch.bfloat16, xs)).all()
+    assert got.all()
+
+
+def test_no_entry_leaves_the_range_where_y_does_not(make_chain, bound, device):
+    chain = make_chain(67, 128, [("sparse", 0.05)], device=device)
+    x = torch.full((1, 128), 2e37, dtype=torch.bfloat16, device=device)
+    exact = x.double() @ dense(chain).T
+    assert ((_multiply(x, Table(chain)).double() - exact).abs() <= bound(chain, exact, torch.bfloat16, x)).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_a_sum_that_is_no_number_shows(device, blocks):
+    """Where only the scale of a column makes it so, in all that is added to a row or in some of it."""
+    chain = _of_one_size(67, 4096, device, 2.0**-24, 2.0**-14, blocks=blocks)
+    matrix = Table(chain)
+    matrix.col_scale[3000] = 1e30  # its reach does not tell of it
+    x = torch.full((2, 4096), 2.0**100, dtype=torch.bfloat16, device=device)
+    x[1, 3000] = 0
+    y = _multiply(x, matrix)
+    assert not y[0].isfinite().any()
+    assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_shows_where_nothing_is_added(make_chain, device, bad):
+    """The product of zero and what is no number is none either."""
+    chain = make_chain(131, 2304, [(3, True), ("sparse", 0.01)], device=device)
+    empty = _of_one_size(131, 2304, device, 0.0, 1.0)
+    for matrix in (chain, empty, Chain(131, 2304, chain.row_scale, chain.col_scale, (chain.blocks[0], *empty.blocks))):
+        if matrix is not empty:
+            matrix.blocks[0].u.view(torch.uint8)[5] = 0
+        x = torch.ones(2, 2304, dtype=torch.bfloat16, device=device)
+        x[0, 77] = bad
+        y = _multiply(x, Table(matrix))
+        assert not y[0].isfinite().any()
+        assert y[1].isfinite().all()
+        assert matrix is chain or not y[1, 5]
+
+
+def test_as_many_as_a_sum_can_count(device):
+    chain = _of_one_size(3, 128, device, 0.5, 1.0, blocks=2046)
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1)).to(device, torch.bfloat16)
+    x[1, 5] = float("inf")  # of this all have no number to add
+    exact = 2046 * (x[0].double() @ dense(_of_one_size(3, 128, device, 0.5, 1.0)).T)
+    got = _multiply(x, Table(chain))
+    assert ((got[0].double() - exact).abs() <= 2.0**-8 * exact.abs()).all()
+    assert not got[1].isfinite().any()
+
+
 def test_rows_of_very_different_size(make_chain, bound, device):
     chain = make_chain(70, 256, [(3, False), "plane", (2, False)], device=device)
     spread = torch.logspace(-20, 0, 70, 2.0, device=device)
