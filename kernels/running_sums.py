@@ -9,6 +9,7 @@ from collections import defaultdict
 import torch
 
 from .cuda_graphs import capture_number, when_graph_ends
+from .devices import on_device
 
 _LEAST = 1 << 15
 _of_streams: dict[tuple[torch.device, int], torch.Tensor] = {}
@@ -18,11 +19,19 @@ _most: defaultdict[torch.device, int] = defaultdict(lambda: _LEAST)
 
 
 def reserve_sums(count: int, device: torch.device) -> None:
-    """Have `count` zeros ready for the next graph, since a capture cannot make any that are not made at each replay."""
+    """Have `count` zeros ready for the next graph, since a capture cannot make any that are not made at each replay.
+
+    While the current stream captures, none are made: they would be zeros only once the graph has run.
+    """
     _most[device] = max(_most[device], count)
     spare = _spare.get(device)
-    if spare is None or len(spare) < _most[device]:
-        _spare[device] = torch.zeros(_most[device], dtype=torch.int64, device=device)
+    if spare is not None and len(spare) >= _most[device]:
+        return
+    with on_device(device):
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        spare = torch.zeros(_most[device], dtype=torch.int64, device=device)
+    _spare[device] = spare
 
 
 def running_sums(count: int, device: torch.device) -> torch.Tensor:
