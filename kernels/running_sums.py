@@ -31,6 +31,9 @@ def reserve_sums(count: int, device: torch.device) -> None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
         spare = torch.zeros(_most[device], dtype=torch.int64, device=device)
+        if device.type == "cuda":
+            # A graph on another stream takes them without waiting for this one.
+            torch.cuda.current_stream(device).synchronize()
     _spare[device] = spare
 
 

@@ -12,7 +12,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Stream:
-    """Of a GPU that has not filled what it is asked to."""
+    """Of a GPU that fills what it is asked to when somebody waits for it."""
 
     cuda_stream = 7
 
@@ -25,6 +25,12 @@ class Stream:
         self.filling.append(made)
         return made
 
+    def synchronize(self):
+        for tensor in self.filling:
+            assert all(tensor is not spare for spare in running_sums._spare.values()), "it may be taken by now"
+            tensor.zero_()
+        self.filling.clear()
+
 
 @pytest.fixture
 def stream(monkeypatch):
@@ -36,6 +42,14 @@ def stream(monkeypatch):
     cuda = SimpleNamespace(current_stream=lambda _: made, is_current_stream_capturing=lambda: made.captures)
     monkeypatch.setattr(running_sums, "torch", SimpleNamespace(zeros=made.zeros, cuda=cuda, int64=torch.int64))
     return made
+
+
+def test_what_a_graph_may_take_is_filled(stream):
+    running_sums.reserve_sums(100_000, DEVICE)
+    assert len(running_sums._spare[DEVICE]) == 100_000
+    assert not running_sums._spare[DEVICE].any()
+    stream.zeros = None  # there are enough
+    running_sums.reserve_sums(1, DEVICE)
 
 
 def test_a_capture_leaves_nothing_that_is_filled_by_its_graph_alone(stream):
