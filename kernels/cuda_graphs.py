@@ -1,6 +1,7 @@
 """Which CUDA graph is being captured, and when it has come to its end."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -14,6 +15,8 @@ _MOVE: Final = 1
 """CU_GRAPH_USER_OBJECT_MOVE: the graph takes the reference over."""
 
 _waiting: list[tuple[int, Callable[[], object]]] = []
+_lock = threading.Lock()
+"""Of what waits, and of its semaphores: several threads may capture at once."""
 
 
 @cache
@@ -40,10 +43,13 @@ def when_graph_ends(stream: int, action: Callable[[], object]) -> None:
     Raises:
         DriverError: the driver refuses.
     """
-    for entry in [entry for entry in _waiting if _libc().sem_trywait(ctypes.c_void_p(entry[0])) == 0]:
-        _waiting.remove(entry)
-        _libc().free(ctypes.c_void_p(entry[0]))
-        entry[1]()
+    with _lock:
+        ended = [entry for entry in _waiting if _libc().sem_trywait(ctypes.c_void_p(entry[0])) == 0]
+        for entry in ended:
+            _waiting.remove(entry)
+            _libc().free(ctypes.c_void_p(entry[0]))
+    for _, end in ended:
+        end()
     status, graph, watched = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     out = (ctypes.byref(status), None, ctypes.byref(graph), None, None)
     check(driver().cuStreamGetCaptureInfo_v2(ctypes.c_void_p(stream), *out), "asking for a capture")
@@ -53,4 +59,5 @@ def when_graph_ends(stream: int, action: Callable[[], object]) -> None:
     made = driver().cuUserObjectCreate(ctypes.byref(watched), ctypes.c_void_p(semaphore), tell, 1, _UNSYNCHRONIZED)
     check(made, "watching a graph")
     check(driver().cuGraphRetainUserObject(graph, watched, 1, _MOVE), "watching a graph")
-    _waiting.append((semaphore, action))
+    with _lock:
+        _waiting.append((semaphore, action))
