@@ -18,6 +18,7 @@ _EARLY: Final = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: a kernel may begin while the one before it ends."""
 _DYNAMIC_SHARED_BYTES: Final = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+_DIGEST_BYTES: Final = 32
 _SWIZZLE_128: Final = 3
 _PROMOTE_256: Final = 3
 
@@ -91,23 +92,38 @@ def _compiled(source: str, architecture: str) -> bytes:
     return code.raw
 
 
-def _kept(source: str, architecture: str) -> bytes:
-    """The machine code of a source, from the user's cache folder where it was compiled before."""
+def _place(source: str, architecture: str) -> Path:
+    """Where the machine code of a source is kept, in the user's cache folder."""
     version = (ctypes.c_int(), ctypes.c_int())
     if library := compiler():
         library.nvrtcVersion(*(ctypes.byref(part) for part in version))
     key = hashlib.sha256(f"{architecture} {[part.value for part in version]} {source}".encode()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bstk" / "kernels"
-    path = folder / f"{key}.cubin"
+    return folder / f"{key}.cubin"
+
+
+def _read(path: Path) -> bytes | None:
+    """The machine code that was kept; None where it is not whole, since the driver would read past its end."""
     with contextlib.suppress(OSError):
-        return path.read_bytes()
-    code = _compiled(source, architecture)
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs a second at the next start
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)
-    return code
+        kept = path.read_bytes()
+        code = kept[_DIGEST_BYTES:]
+        if hashlib.sha256(code).digest() == kept[:_DIGEST_BYTES]:
+            return code
+    return None
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Keep machine code, behind its digest; a folder that cannot be written costs a second at the next start."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(dir=path.parent)
+        try:
+            with open(number, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
 
 class Module:
@@ -123,7 +139,13 @@ class Module:
 
     def __init__(self, source: str, architecture: str) -> None:
         self._module = ctypes.c_void_p()
-        self._code = _kept(source, architecture)
+        path = _place(source, architecture)
+        kept = _read(path)
+        if kept is not None and not driver().cuModuleLoadData(ctypes.byref(self._module), kept):
+            self._code = kept
+            return
+        self._code = _compiled(source, architecture)
+        _keep(path, self._code)
         check(driver().cuModuleLoadData(ctypes.byref(self._module), self._code), "loading a kernel")
 
     def kernel(self, name: str, shared_bytes: int = 0) -> "Kernel":
