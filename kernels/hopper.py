@@ -6,18 +6,18 @@ The kernels are CUDA C++, `hopper_*.cu`: Triton knows no products of bits. This 
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Final
 
 import torch
 
 from .cuda_driver import Kernel, Module
 from .devices import on_device
+from .hopper_source import assemble
 from .hopper_table import SLICE, TILE, HopperTable
 from .hopper_types import SCALE_TYPES
 from .running_sums import running_sums
 from .shares import FIELDS as SHARE_FIELDS
-from .table import FIELD_NAMES, FIELDS, SIGN8, Table
+from .table import Table
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
 """Bits of a number of Z, by the type of x: more than x has, since a slice of columns shares a step."""
@@ -66,32 +66,27 @@ class Variant:
         """The source with all that it leaves open."""
         space, stages, _ = self.sizes()
         n = self.bits * 8
-        open_ = {
-            "BITS": self.bits,
-            "RANKS": self.ranks,
-            "TOKENS": self.tokens,
-            "BFLOAT": int(self.bfloat),
-            "STAGES": stages,
-            "Z_SPACE": space,
-            "SIGN8": SIGN8,
-            "FIELDS": FIELDS,
-            "SHARE_FIELDS": SHARE_FIELDS,
-            **{name: number for number, name in enumerate(FIELD_NAMES)},
-        }
         # One product of 64 rows of signs, N columns and 256 bits; the sums are N / 2 registers of each of 128 threads.
         # What describes the factors to the tensor cores differs in its lower half alone: DESCRIBED is the upper one.
         sums = ", ".join(f"%{i}" for i in range(n // 2))
         operands = ", ".join(f'"+r"((acc)[{i}])' for i in range(n // 2))
         left, right, add = (f"%{n // 2 + i}" for i in range(3))
         product = (
-            f'#define WGMMA(acc, a, b, add) asm volatile("{{ .reg .pred p; .reg .b64 d, e; setp.ne.b32 p, {add}, 0; '
+            f'asm volatile("{{ .reg .pred p; .reg .b64 d, e; setp.ne.b32 p, {add}, 0; '
             f"mov.b64 d, {{{left}, %{n // 2 + 3}}}; mov.b64 e, {{{right}, %{n // 2 + 3}}}; "
             f'wgmma.mma_async.sync.aligned.m64n{n}k256.s32.b1.b1.and.popc {{{sums}}}, d, e, p; }}" '
             f': {operands} : "r"(a), "r"(b), "r"((int)(add)), "n"(DESCRIBED))'
         )
-        defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
-        texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in _SOURCES]
-        return "\n".join([defined, product, *texts])
+        open_ = {
+            "BITS": self.bits,
+            "RANKS": self.ranks,
+            "TOKENS": self.tokens,
+            "STAGES": stages,
+            "Z_SPACE": space,
+            "SHARE_FIELDS": SHARE_FIELDS,
+            "WGMMA(acc, a, b, add)": product,
+        }
+        return assemble(*_SOURCES, bfloat=self.bfloat, **open_)
 
 
 @cache

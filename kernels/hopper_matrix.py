@@ -2,14 +2,14 @@
 
 import ctypes
 from functools import cache
-from importlib.resources import files
 from typing import Final
 
 import torch
 
 from .cuda_driver import Kernel, Module
+from .hopper_source import assemble
 from .hopper_types import SCALE_TYPES
-from .table import FIELD_NAMES, FIELDS, SIGN8, V_COLUMNS, Table
+from .table import V_COLUMNS, Table
 
 TYPES: Final = (torch.float16, torch.bfloat16)
 """Of x, y and W."""
@@ -63,22 +63,8 @@ def takes(dtype: torch.dtype, table: Table) -> bool:
 
 def source(part: str, dtype: torch.dtype, **open_: int) -> str:
     """The source of `hopper_{part}.cu` for a type, with all that it leaves open."""
-    open_ |= {
-        "BFLOAT": int(dtype == torch.bfloat16),
-        "SIGN8": SIGN8,
-        "FIELDS": FIELDS,
-        "HELD": HELD,
-        "HELD_BYTES": _HELD_BYTES,
-        "GROUP": V_COLUMNS,
-        "STAGES": _STAGES,
-    }
-    open_ |= {name: number for number, name in enumerate(FIELD_NAMES)}
-    defined = "\n".join(f"#define {name} {value}" for name, value in open_.items())
-    texts = [
-        files(__package__).joinpath(f"hopper_{name}.cu").read_text("utf-8")
-        for name in ("values", "assembly", "strip", "entries", part)
-    ]
-    return "\n".join([defined, *texts])
+    open_ |= {"HELD": HELD, "HELD_BYTES": _HELD_BYTES, "GROUP": V_COLUMNS, "STAGES": _STAGES}
+    return assemble("values", "assembly", "strip", "entries", part, bfloat=dtype == torch.bfloat16, **open_)
 
 
 @cache

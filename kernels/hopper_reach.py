@@ -2,13 +2,13 @@
 
 import ctypes
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from .cuda_driver import Kernel, Module
 from .devices import on_device
+from .hopper_source import assemble
 from .hopper_types import SCALE_TYPES
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ class _Arguments(ctypes.Structure):
 
 def source() -> str:
     """The source with all that it leaves open."""
-    from .table import FIELD_NAMES, FIELDS, SIGN8
-
-    open_ = {"BFLOAT": 0, "SIGN8": SIGN8, "FIELDS": FIELDS, **{name: i for i, name in enumerate(FIELD_NAMES)}}
-    texts = [files(__package__).joinpath(f"hopper_{part}.cu").read_text("utf-8") for part in ("values", "reach")]
-    return "\n".join([*(f"#define {name} {value}" for name, value in open_.items()), *texts])
+    return assemble("values", "reach")
 
 
 @cache

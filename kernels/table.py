@@ -26,7 +26,7 @@ FIELD_NAMES: Final = (
 )
 """Of a row."""
 FIELDS: Final = len(FIELD_NAMES)
-_SIGN16, SIGN8, _SPARSE = 1, 2, 3
+_SIGN16, SIGN8, SPARSE = 1, 2, 3
 RANKS: Final = 16
 """Most columns of the factors that one segment takes; a block of a larger rank is several segments."""
 _ALIGN: Final = 16
@@ -167,14 +167,14 @@ class Table:
         held: list[torch.Tensor] = []
         lines = self._ordered([line for block in chain.blocks for line in self._lines(block, number, held)])
         require(len(lines) <= self.capacity, f"{len(lines)} segments are more than the table holds, {self.capacity}")
-        count = torch.tensor([len(lines), sum(line[0] != _SPARSE for line in lines)], dtype=torch.int32)
+        count = torch.tensor([len(lines), sum(line[0] != SPARSE for line in lines)], dtype=torch.int32)
         if lines:
             self.rows_of_table[number, : len(lines)].copy_(torch.tensor(lines, dtype=torch.int64))
         self.counts[number].copy_(count)
         # How many segments share each V, one after the other.
-        runs = tuple(Counter(line[-1] for line in lines if line[0] != _SPARSE).values())
+        runs = tuple(Counter(line[-1] for line in lines if line[0] != SPARSE).values())
         if self.hopper is not None:
-            signs = [(line[1], 1 if line[5] == 0 else chain.rows) if line[0] != _SPARSE else None for line in lines]
+            signs = [(line[1], 1 if line[5] == 0 else chain.rows) if line[0] != SPARSE else None for line in lines]
             self.hopper.update(self, number, chain.rows, signs, runs)
         self._held[number], self._chains[number] = held, chain
         factors = {id(block.v) for block in chain.blocks if not isinstance(block, SparseBlock)}
@@ -186,7 +186,7 @@ class Table:
         first: dict[int, int] = {}
         for place, line in enumerate(lines):
             first.setdefault(line[3], place)
-        lines = sorted(lines, key=lambda line: (line[0] == _SPARSE, first[line[3]]))
+        lines = sorted(lines, key=lambda line: (line[0] == SPARSE, first[line[3]]))
         place_of: dict[int, int] = {}
         return [[*line, place_of.setdefault(line[3], place)] for place, line in enumerate(lines)]
 
@@ -196,7 +196,7 @@ class Table:
         if isinstance(block, SparseBlock):
             require(self.sparse, "the table was made for chains without sparse blocks")
             tensors = (block.starts, block.offsets, block.indices, block.scale, block.values)
-            return [[_SPARSE, *(t.data_ptr() for t in tensors), block.entries, block.offsets.element_size(), 0, 0, 0]]
+            return [[SPARSE, *(t.data_ptr() for t in tensors), block.entries, block.offsets.element_size(), 0, 0, 0]]
         require(block.rank <= self.ranks or self.ranks == RANKS, f"the table was made for ranks up to {self.ranks}")
         plain = isinstance(block, LowRankBlock)
         if isinstance(block, LowRankBlock):
