@@ -12,11 +12,13 @@ struct Entries {
     const i64* line;
     int lanes, at[2], stop[2], here, end, columns[CHUNK / 32];
     u8 codes[CHUNK / 32];
+    float size;        // what all of them are multiplied by, 2^-DOWN with it
 
     // As far as it goes without x.
     __device__ void begin(const Args& a, int chain, int segment, int first, int count) {
         const int n_rows = rows_of(a, chain);
         line = a.table + ((i64)chain * a.capacity + segment) * FIELDS;
+        size = *(const float*)line[SCALE] * SMALLER;
         for (lanes = 1; 2 * lanes * count <= 32;) lanes *= 2;
         const int lane = (threadIdx.x & 31) / lanes;
 #pragma unroll
@@ -41,7 +43,6 @@ struct Entries {
     __device__ void sum(const Args& a, int chain, float* products, float (&totals)[TOKENS][2]) {
         const int lane = threadIdx.x & 31, own_lane = lane % lanes;
         const i64 own = (i64)chain * a.col_stride;
-        const float size = *(const float*)line[SCALE] * SMALLER;
         float sums[TOKENS][2] = {};
         for (; here < end; here += CHUNK) {
             float weights[CHUNK / 32];
