@@ -14,9 +14,9 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    # Which one it is depends on the kind of device: torch without CUDA asserts, and raises the last for kinds that no
-    # library implements; unknown names and numbers are the first.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # Which one depends on the kind of device: torch without CUDA asserts, and does not import a kind whose library is
+    # missing; unknown names and numbers are the first, and so are kinds that no library implements.
+    except (RuntimeError, AssertionError, ImportError) as error:
         detail = str(error).strip().split("\n")[0][:200]
         raise BstkError(f"no device {name!r} here: {detail}", reason="device") from None
     return device

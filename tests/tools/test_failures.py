@@ -152,7 +152,7 @@ def test_an_unknown_scheme(failed: Failed) -> None:
 
 
 def test_a_device_that_is_not_there(failed: Failed, tiny_bstk: Path) -> None:
-    for device in ("nonsense", "cuda:99"):
+    for device in ("nonsense", "cuda:99", "hpu"):
         line = failed("generate", tiny_bstk, "--budget", "100%", "--prompt", "a", "--device", device)
         assert line.startswith(f"no device '{device}' here")
 
