@@ -32,6 +32,7 @@ __device__ inline u64 add_to(u64* p, u64 more) {
     return before;
 }
 __device__ inline u32 shared_word(u32 address) { u32 w; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(address)); return w; }
+__device__ inline uint2 shared_pair(u32 address) { uint2 w; asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "r"(address)); return w; }
 __device__ inline u16 shared_short(u32 address) { u16 w; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(address)); return w; }
 
 __device__ inline u16 shared_byte(u32 address) { u16 w; asm volatile("ld.shared.u8 %0, [%1];" : "=h"(w) : "r"(address)); return w; }
@@ -69,14 +70,13 @@ __device__ inline u32 half_pair(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
-__device__ inline u32 half_sum(u32 left, u32 right) {
-    u32 both;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(left), "r"(right));
-    return both;
+// Add the product of rows of 16 numbers by columns of 16, in half precision.
+__device__ inline void add_half_product(const u32 (&left)[4], uint2 right, u32 (&out)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};" : "+r"(out[0]), "+r"(out[1]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right.x), "r"(right.y));
 }
-// Rows of 16 numbers by columns of 16, in half precision.
-__device__ inline void half_product(const u32 (&left)[4], u32 right0, u32 right1, u32 (&out)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %8};" : "=r"(out[0]), "=r"(out[1]) : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1), "r"(0));
+// The same with rows and columns of 8, which are half of `left`.
+__device__ inline void add_narrow_product(const u32 (&left)[4], u32 right, u32 (&out)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};" : "+r"(out[0]), "+r"(out[1]) : "r"(left[0]), "r"(left[1]), "r"(right));
 }
 // Copies to shared memory: `there` bytes, and zeros for the rest.
 __device__ inline void copy_16(u32 to, const u8* from, int there) {

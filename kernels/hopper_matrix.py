@@ -1,4 +1,4 @@
-"""What the kernels of `hopper_strip.cu` are told of a matrix, their source, and how the work is shared out."""
+"""What the kernels by tiles, `hopper_tile.cu`, are told of a matrix, their source, and how the work is shared out."""
 
 import ctypes
 from functools import cache
@@ -64,7 +64,7 @@ def takes(dtype: torch.dtype, table: Table) -> bool:
 def source(part: str, dtype: torch.dtype, **open_: int) -> str:
     """The source of `hopper_{part}.cu` for a type, with all that it leaves open."""
     open_ |= {"HELD": HELD, "HELD_BYTES": _HELD_BYTES, "GROUP": V_COLUMNS, "STAGES": _STAGES}
-    return assemble("values", "assembly", "strip", "entries", part, bfloat=dtype == torch.bfloat16, **open_)
+    return assemble("values", "assembly", "tile", "strip", "entries", part, bfloat=dtype == torch.bfloat16, **open_)
 
 
 @cache

@@ -58,12 +58,16 @@ __device__ inline void bring_x(const SeveralArgs& args, const Strip& strip, u8* 
     const int exponent = min(max((int)(__float_as_uint(largest) >> 23), 14), 253);
     const float power = __uint_as_float((u32)(267 - exponent) << 23);
     if (!lane) inverse[token] = __uint_as_float((u32)(exponent - 13) << 23);
-    for (int c = 8 * lane; c < last; c += 8 * LANES) {
-        load_x(args, strip.chain, token, strip.first * TILE + c, all);
-        u32 pairs[4];
+    // Eight columns and those 64 further on, whose numbers are in pairs: as `Line` has them, four pairs of each thread side by side.
+    for (int i = lane; i < last / 16; i += LANES) {
+        const int c = i / 8 * 128 + (i & 7) * 8;
+        float more[8];
+        load_x(args, strip.chain, token, strip.first * TILE + c, all), load_x(args, strip.chain, token, strip.first * TILE + c + 64, more);
+        u32 pairs[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) pairs[i] = half_pair(all[2 * i] * power, all[2 * i + 1] * power);
-        *(uint4*)(to + c / TILE * X_TILE + token * X_LINE + c % TILE * 2) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        for (int k = 0; k < 8; k++) pairs[k] = half_pair(all[k] * power, more[k] * power);
+        u8* at = to + c / TILE * X_TILE + token * X_LINE + c % TILE / 128 * 256 + (i >> 2 & 1) * 128 + (i & 3) * 16;
+        *(uint4*)at = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), *(uint4*)(at + 64) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
     }
     __syncthreads();
 }
@@ -88,18 +92,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) multiply_several(const 
         for (int s = 0; s < strip.segments; s++) {
             uint4 right[TOKENS / 8];
             u32 left[2][4];
-            strip.multiply(s, [&](int word, int j, int m, const u32 (&made)[2]) {
-                if (!(j & 1)) {
-                    left[m][0] = made[0], left[m][1] = made[1];
-                    if (!j && !m)
+            strip.begin_segment(s);
+            strip.multiply(s, [&](int at, int m, const u32 (&signs)[4], auto add) {
+                u32 made[2] = {0, 0};
+                add(made);
 #pragma unroll
-                        for (int n = 0; n < TOKENS / 8; n++) right[n] = *(const uint4*)(x + n * 8 * X_LINE + word * 64);
-                    return;
-                }
-                left[m][2] = made[0], left[m][3] = made[1];
+                for (int h = 0; h < 2; h++) left[m][2 * (at & 1) + h] = turned(made[h], signs[2 * m + h], at);
+                if (!(at & 3) && !m)
 #pragma unroll
-                for (int n = 0; n < TOKENS / 8; n++) add_product(left[m], j == 3 ? right[n].z : right[n].x, j == 3 ? right[n].w : right[n].y, y[m][n]);
+                    for (int n = 0; n < TOKENS / 8; n++) right[n] = *(const uint4*)(x + n * 8 * X_LINE + at * 16);
+                if (at & 1)
+#pragma unroll
+                    for (int n = 0; n < TOKENS / 8; n++) add_product(left[m], at & 2 ? right[n].z : right[n].x, at & 2 ? right[n].w : right[n].y, y[m][n]);
             });
+            strip.end_segment();
         }
     }
     // A warp has half of the columns of its rows: another one has the other.

@@ -2,29 +2,14 @@
 //
 // U of all segments stays in shared memory, multiplied by its scale and by a power of two for each row, by which no product and no
 // sum of products of a row leaves half precision. V and the signs come through a ring, a segment of a tile at a time. Tensor cores
-// multiply U and V in half precision; each pair of products is turned by its signs. Which column of V is which column of a product
-// is free: so that the eight products that a thread has of a row in 32 columns lie side by side, and share a byte of signs.
+// multiply U and V in half precision; each pair of products is turned by its signs.
 //
-// After `hopper_assembly.cu`; wants SIGN8, GROUP, HELD, HELD_BYTES, STAGES and the fields of a row of the table.
-#define SIDE 128               // rows of a strip
-#define TILE 256               // columns of a tile
-#define THREADS 256
-#define WARPS (THREADS / 32)
+// After `hopper_tile.cu`; wants SIGN8, GROUP, HELD, HELD_BYTES, STAGES and the fields of a row of the table.
 #define WIDTH_MOST 16          // columns of the factors of a segment
-#define LINE 32                // bytes of a row of U in shared memory, and of V in half precision
 #define SIGN_BYTES (SIDE * TILE / 8)
 #define V_BYTES (TILE * LINE)
 #define AHEAD (STAGES - 2)     // how many come before what is multiplied: of what was multiplied last, warps may still read
 static_assert(!(STAGES & (STAGES - 1)), "places are the lowest bits of numbers");
-
-struct Matrix {
-    const void* row_scale;
-    const void* col_scale;
-    const i64* table;
-    const int* counts;
-    int rows, chain_rows, columns, col_stride, capacity, ranks;
-    int row_type, col_type;
-};
 
 // U of a segment.
 struct Factor {
@@ -53,32 +38,12 @@ struct Held {
     float inverse[SIDE];            // of the power of two of a row
     u64 full[STAGES], empty[STAGES];
     __align__(128) u8 signs[STAGES][SIGN_BYTES];
-    u8 v[STAGES][V_BYTES];
+    __align__(128) u8 v[STAGES][V_BYTES];
 };
 static_assert(sizeof(Held) <= HELD_BYTES, "what a launch asks for is too little");
 
-// The column of a tile whose factors lie in a line.
-__device__ inline int column_of(int line) {
-    const int n = line & 7, j = line >> 3 & 3;
-    return (line & ~31) + 8 * (n >> 1) + 2 * j + (n & 1);
-}
-
-// Where numbers of a row of U are, from number k on, a multiple of 4, in words: two pairs lie two words apart, the next two four
-// further on. So what a thread multiplies, of a row and of that eight further down, lies side by side.
-__device__ inline int factor_at(int row, int k) { return (row & ~15) * (LINE / 4) + ((row & 7) * 4 + (k >> 2)) * 4 + (row >> 3 & 1); }
-
 // Number k of a row of a factor, as half precision.
 __device__ inline u16 number_at(bool bytes, const u8* row, int k) { return bytes ? (u16)wide(__ldg(row + k)) : __ldg((const u16*)row + k); }
-
-// Where a thread's numbers are: of a tile a warp has 32 rows and 128 columns, of these a thread four rows, eight apart, and eight
-// columns in each 32.
-struct Where {
-    int thread, lane, half, row, column;
-    __device__ Where() {
-        thread = thread_number(), lane = thread & 31, half = thread >> 5 & 1;
-        row = (thread >> 6) * 32 + (lane >> 2), column = half * (TILE / 2) + (lane & 3) * 8;
-    }
-};
 
 // A strip's tiles, from one to before another one.
 struct Strip {
@@ -94,12 +59,13 @@ struct Strip {
     u32 v_brought = 0;
     const int sign_row;
     int sign_byte, column;
+    const int place;           // where that row of V is in the ring
     // What a thread loaded and stores later, and the segment that waits for it, or none.
     int pending = -1;
     u32 raw;
 
     __device__ Strip(const Matrix& a, u8* memory, int chain, int row0, int stop_row, int first, int stop)
-        : a(a), held(*(Held*)memory), factors(memory + sizeof(Held)), chain(chain), row0(row0), stop_row(stop_row), first(first), stop(stop), segments(a.counts[2 * chain + 1]), tile(first), sign_row(min(own.thread >> 1, stop_row - 1 - row0)), sign_byte(first * (TILE / 8) + 16 * (own.thread & 1)), column(first * TILE + column_of(own.thread)) {
+        : a(a), held(*(Held*)memory), factors(memory + sizeof(Held)), chain(chain), row0(row0), stop_row(stop_row), first(first), stop(stop), segments(a.counts[2 * chain + 1]), tile(first), sign_row(min(own.thread >> 1, stop_row - 1 - row0)), sign_byte(first * (TILE / 8) + 16 * (own.thread & 1)), column(first * TILE + own.thread), place(Line::of_column(own.thread)) {
         if (!segments) tile = stop;
     }
     // What lies behind.
@@ -213,7 +179,7 @@ struct Strip {
             const bool inside = column < a.columns;
             const u8* from = v.first + (u32)(column * v.stride);
             if (v.way <= WIDE_LINES) {
-                const u32 to = shared_address(held.v) + v_brought % STAGES * V_BYTES + (own.thread << (3 + v.way));
+                const u32 to = shared_address(held.v) + v_brought % STAGES * V_BYTES + (place << (3 + v.way));
                 copy_16(to, from, inside ? 16 : 0);
                 if (v.way == WIDE_LINES) copy_16(to + 16, from + 16, inside ? 16 : 0);
             } else {
@@ -227,7 +193,7 @@ struct Strip {
     // A row of V that is not as long as a line, or whose address is odd.
     __device__ void bring_narrow(int way, const u8* from, bool inside) {
         const int size = inside ? way >> 8 & 255 : 0, line = way >> 16 & 255, unit = way >> 24;
-        u8* to = held.v[v_brought % STAGES] + own.thread * line;
+        u8* to = held.v[v_brought % STAGES] + place * line;
         if (unit == 8) {
             for (int i = 0; i < line; i += 8) copy_8(shared_address(to) + i, from + i, size > i ? 8 : 0);
             return;
@@ -244,7 +210,7 @@ struct Strip {
     __device__ void store(u32 number) {
         if (pending < 0) return;
         const int line = held.sources[pending][1].way >> 16 & 255;
-        u8* to = held.v[(v_brought - 1) % STAGES] + own.thread * line;
+        u8* to = held.v[(v_brought - 1) % STAGES] + place * line;
         *(uint4*)to = make_uint4(raw, 0, 0, 0);
         if (line > 16) *(uint4*)(to + 16) = make_uint4(0, 0, 0, 0);
         __threadfence_block();  // what is not copied is there before the thread arrives
@@ -252,56 +218,68 @@ struct Strip {
         pending = -1;
     }
 
-    // Of the next segment, which is `s`, give `use` the products of U and V, turned by their signs.
-    template <class Use> __device__ void multiply(int s, Use use) {
+    // Wait for the next segment, which is `s`.
+    __device__ void begin_segment(int s) {
         bring(step + AHEAD);
         if (held.sources[s][1].way != SAME) v_step++;
-        const bool bytes = held.factors[s].bytes;
-        const int at = step % STAGES, v_at = (v_step - 1) % STAGES;
-        barrier_wait(shared_address(held.full + at), step / STAGES & 1);
-        if (bytes) multiply<true>(held.signs[at], held.v[v_at], s, use);
-        else multiply<false>(held.signs[at], held.v[v_at], s, use);
+        barrier_wait(shared_address(held.full + step % STAGES), step / STAGES & 1);
+    }
+    // Give `use` the signs of a thread's four rows, and what adds a product of U and V, each of 16 rows, number m, and of the columns with
+    // the number `at` that `Line` knows.
+    template <class Use> __device__ void multiply(int s, Use use) const {
+        const Factor& u = held.factors[s];
+        const u8 *signs = held.signs[step % STAGES], *v = held.v[(v_step - 1) % STAGES];
+        if (u.bytes && u.size <= 8) multiply<true, true>(signs, v, s, use);
+        else if (u.bytes) multiply<true, false>(signs, v, s, use);
+        else multiply<false, false>(signs, v, s, use);
+    }
+    __device__ void end_segment() {
         __syncwarp();
-        if (!own.lane) barrier_arrive(shared_address(held.empty + at));
+        if (!own.lane) barrier_arrive(shared_address(held.empty + step % STAGES));
         store(step + AHEAD);
         step++;
     }
-    template <bool bytes, class Use> __device__ void multiply(const u8* signs, const u8* v, int s, Use use) const {
+    // `narrow`: factors have eight columns or fewer. A thread has two or four of the numbers that are added up, side by side.
+    template <bool bytes, bool narrow, class Use> __device__ void multiply(const u8* all_signs, const u8* v, int s, Use use) const {
         const int g = own.lane >> 2, q = own.lane & 3;
         u32 left[2][4];
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-            const uint4 four = *(const uint4*)((const u32*)factors + s * SIDE * LINE / 4 + factor_at(own.row + 16 * m, 4 * q));
-            left[m][0] = four.x, left[m][1] = four.y, left[m][2] = four.z, left[m][3] = four.w;
+            const u32* from = (const u32*)factors + s * SIDE * LINE / 4 + factor_at(own.row + 16 * m, narrow ? 2 * q & ~3 : 4 * q);
+            if (narrow) {
+                const uint2 two = *(const uint2*)(from + 2 * (q & 1));
+                left[m][0] = two.x, left[m][1] = two.y;
+            } else {
+                const uint4 four = *(const uint4*)from;
+                left[m][0] = four.x, left[m][1] = four.y, left[m][2] = four.z, left[m][3] = four.w;
+            }
         }
-        uint2 rows[4];
+        u32 signs[4];
 #pragma unroll
-        for (int word = 0; word < 4; word++) {
-            u32 bits[4];  // of two columns each, at 8 and 24, the next two two bits further up
+        for (int r = 0; r < 4; r++) {
+            const uint4 row = *(const uint4*)(all_signs + (own.row + r * 8) * (TILE / 8) + own.half * 16);
+            signs[r] = __byte_perm(__byte_perm(row.x, row.y, own.byte), __byte_perm(row.z, row.w, own.byte), 0x5410);
+        }
+        constexpr int SIZE = bytes ? LINE / 2 : LINE;
+        const u32 first = shared_address(v) + Line::first(own.half * 16, g) * SIZE + q * (narrow ? SIZE / 8 : SIZE / 4);
 #pragma unroll
-            for (int r = 0; r < 4; r++) {
-                if (!(word & 1)) rows[r] = *(const uint2*)(signs + (own.row + r * 8) * (TILE / 8) + own.half * 16 + word * 4);
-                bits[r] = __byte_perm(word & 1 ? rows[r].y : rows[r].x, 0, 0x4440 + q) * 0x800100u;
+        for (int at = 0; at < 16; at++) {
+            const u32 line = (first ^ (at & 3) * SIZE) + (at >> 2) * 32 * SIZE;
+            uint2 right;
+            if (narrow) {
+                right.x = bytes ? wide(shared_short(line)) : shared_word(line);
+            } else if (bytes) {
+                const u32 four = shared_word(line);
+                right.x = wide((u16)four), right.y = wide((u16)(four >> 16));
+            } else {
+                right = shared_pair(line);
             }
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int line = own.half * (TILE / 2) + word * 32 + j * 8 + g;
-                uint2 right;
-                if (bytes) {
-                    const u32 four = *(const u32*)(v + line * (LINE / 2) + 4 * q);
-                    right.x = wide((u16)four), right.y = wide((u16)(four >> 16));
-                } else {
-                    right = *(const uint2*)(v + line * LINE + 8 * q);
-                }
-#pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    u32 made[2];
-                    half_product(left[m], right.x, right.y, made);
-#pragma unroll
-                    for (int h = 0; h < 2; h++) made[h] ^= bits[2 * m + h] << (7 - 2 * j) & 0x80008000u;
-                    use(word, j, m, made);
-                }
-            }
+            for (int m = 0; m < 2; m++)
+                use(at, m, signs, [&](u32 (&out)[2]) {
+                    if (narrow) add_narrow_product(left[m], right.x, out);
+                    else add_half_product(left[m], right, out);
+                });
         }
     }
 };

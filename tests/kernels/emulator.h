@@ -105,10 +105,6 @@ static float byte_(uint8_t b) {
 static uint16_t narrow(float f) { return BFLOAT ? bfloat_(f) : half_(f); }
 static uint32_t narrow_pair(float low, float high) { return narrow(low) | (uint32_t)narrow(high) << 16; }
 static uint32_t half_pair(float low, float high) { return half_(low) | (uint32_t)half_(high) << 16; }
-static uint32_t half_sum(uint32_t left, uint32_t right) {
-    const auto sum = [](uint32_t a, uint32_t b) { return half_value((uint16_t)a) + half_value((uint16_t)b); };
-    return half_pair(sum(left, right), sum(left >> 16, right >> 16));
-}
 static uint32_t wide(uint16_t bytes) { return half_pair(byte_((uint8_t)bytes), byte_(bytes >> 8)); }
 static int thread_number() { return threadIdx.x; }
 static void __threadfence_block() {}
@@ -142,8 +138,12 @@ static void add_product(const uint32_t (&left)[4], uint32_t right0, uint32_t rig
     }
     heard_();
 }
-static void half_product(const uint32_t (&left)[4], uint32_t right0, uint32_t right1, uint32_t (&out)[2]) {
-    float made[4] = {};
-    add_product(left, right0, right1, made);
+static void add_half_product(const uint32_t (&left)[4], uint2 right, uint32_t (&out)[2]) {
+    float made[4] = {half_value((uint16_t)out[0]), half_value((uint16_t)(out[0] >> 16)), half_value((uint16_t)out[1]), half_value((uint16_t)(out[1] >> 16))};
+    add_product(left, right.x, right.y, made);
     out[0] = half_pair(made[0], made[1]), out[1] = half_pair(made[2], made[3]);
+}
+static void add_narrow_product(const uint32_t (&left)[4], uint32_t right, uint32_t (&out)[2]) {
+    const uint32_t both[4] = {left[0], left[1], 0, 0};
+    add_half_product(both, uint2{right, 0}, out);
 }

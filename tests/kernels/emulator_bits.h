@@ -57,6 +57,7 @@ template <class T> static T shared_(uint32_t address) {
     if ((uintptr_t)p % sizeof(T)) __builtin_trap();
     return same_bits_<T>(p);
 }
+static uint2 shared_pair(uint32_t address) { return shared_<uint2>(address); }
 static uint32_t shared_word(uint32_t address) { return shared_<uint32_t>(address); }
 static uint16_t shared_byte(uint32_t address) { return shared_<uint8_t>(address); }
 static void set_shared_word(uint32_t address, uint32_t word) {
