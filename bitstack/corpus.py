@@ -11,6 +11,7 @@ import torch
 from bsformat.errors import ModelError
 
 from .progress import Reporter
+from .reach import readable_tokens
 from .recipe import Recipe
 from .task import Task, prepare
 from .text import Windows, file_windows, self_windows
@@ -55,8 +56,7 @@ def texts(
     Raises:
         ModelError: the text cannot be read, or is too short; or the model is to write it and does not write.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or recipe.calib.window
-    window = min(recipe.calib.window, int(limit))
+    window = min(recipe.calib.window, readable_tokens(model.config) or recipe.calib.window)
     count, heldout = max(1, recipe.calib.tokens // window), max(1, recipe.eval.heldout_tokens // window)
     steps = recipe.tune.steps if task == "causal" else 0
     if os.fspath(calib) == "self":

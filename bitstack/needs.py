@@ -13,6 +13,7 @@ import torch
 from bsformat import Container, Tensor
 
 from .kvcache import LayerCache, cache_elements, layer_caches
+from .reach import readable_tokens
 
 #: Tokens of a context where none is stated, or what the model can read, if that is less.
 CONTEXT: Final = 4096
@@ -107,7 +108,7 @@ def needs_of(
         steady: whether the C library gives large tensors pages of their own.
     """
     text = model.config.get_text_config(decoder=True)
-    context = use.context or min(CONTEXT, _setting(text, "max_position_embeddings") or CONTEXT)
+    context = use.context or min(CONTEXT, readable_tokens(model.config) or CONTEXT)
     prompt = min(use.prompt or context, context)
     caches = layer_caches(model.config) if use.cached and model.can_generate() else []
     itemsize = dtype.itemsize

@@ -1,0 +1,29 @@
+"""How long a text a model can read: for how many tokens it has positions."""
+
+from typing import Any, Final
+
+#: Types of models that number positions from behind that of the padding token, and so read fewer tokens than they have
+#: positions: RoBERTa and its kin.
+_BEHIND_PADDING: Final = frozenset(
+    {"camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"}
+    | {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+
+
+def readable_tokens(config: Any) -> int | None:
+    """Tokens of the longest sequence that a model of this configuration reads; None: it states no bound."""
+    text = config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None)
+    if not _is_count(most):
+        return None
+    if text.model_type in _BEHIND_PADDING and isinstance(text.pad_token_id, int):
+        return max(1, int(most) - text.pad_token_id - 1)
+    # What rotary embeddings were stretched to is not always put into the configuration's own bound.
+    rope = getattr(text, "rope_parameters", None)
+    factor, original = (rope.get(k) for k in ("factor", "original_max_position_embeddings")) if rope else (None, None)
+    stretched = int(factor * original) if isinstance(factor, int | float) and _is_count(original) else 0
+    return max(int(most), stretched)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
