@@ -2,6 +2,11 @@
 
 from typing import Any, Final
 
+from bsformat import Container
+from bsformat.errors import BstkError
+
+from .shell import harmless, read_json
+
 #: Types of models that number positions from behind that of the padding token, and so read fewer tokens than they have
 #: positions: RoBERTa and its kin.
 _BEHIND_PADDING: Final = frozenset(
@@ -23,6 +28,19 @@ def readable_tokens(config: Any) -> int | None:
     factor, original = (rope.get(k) for k in ("factor", "original_max_position_embeddings")) if rope else (None, None)
     stretched = int(factor * original) if isinstance(factor, int | float) and _is_count(original) else 0
     return max(int(most), stretched)
+
+
+def readable_tokens_of(container: Container) -> int | None:
+    """`readable_tokens` of the model in a file; None as well where the file says nothing that can be understood."""
+    from transformers import AutoConfig
+
+    try:
+        settings = read_json(container, "config.json")
+        return readable_tokens(AutoConfig.for_model(settings.pop("model_type", None), **harmless(settings)))
+    except BstkError:
+        raise
+    except Exception:  # transformers raises whatever it likes; loading the model names the cause
+        return None
 
 
 def _is_count(value: Any) -> bool:

@@ -41,14 +41,14 @@ def _serve(
 ) -> None:
     import bitstack
 
-    from .loading import load_with_bar, place
+    from .loading import checked_reach, load_with_bar, place
     from .web.page import build, mounted
     from .web.room import find_room
     from .web.server import serve
     from .web.sides import Sides
 
     device, dtype = place(args)
-    use = bitstack.Use(args.context)
+    use = bitstack.Use(checked_reach(container, "--context", args.context))
     room = find_room(
         container,
         device,

@@ -12,7 +12,7 @@ from bsformat.errors import ModelError
 
 from . import plot
 from .console import print_json, quiet_libraries, reporter, say
-from .loading import check_budgets
+from .loading import check_budgets, checked_reach
 from .options import source_options
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .evaluation.baselines import Calibration
     from .evaluation.dense import Dense
     from .evaluation.yardstick import Yardstick
+
+
+#: Tokens of one window where none are named.
+WINDOW = 1024
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,14 +115,15 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
     device = find_device(args.device)
     use_kernels(args.kernels, device)
     dtype = find_dtype(args.dtype) or default_dtype(device)
-    decided = automatic(args, container, device, dtype)
+    window = checked_reach(container, "--window", args.window, WINDOW) or WINDOW
+    decided = automatic(args, container, window, device, dtype)
     # By their bytes, as they were written: a percentage counts blocks, whatever type they are computed in.
     budgets: dict[int, str | int] = {}
     for budget in args.budgets:
         size = decided.budget if decided and budget == "auto" else resolve_budget(budget, container, device)
         budgets[size] = size if budget == "auto" else budget
     tokenizer = bitstack.load_tokenizer(container)
-    texts = [Text.read(tokenizer, path, args.window, args.windows) for path in args.texts]
+    texts = [Text.read(tokenizer, path, window, args.windows) for path in args.texts]
     yardstick = Yardstick(texts, tokenizer, _zero_shot(args, tokenizer))
     rivals = measure_rivals(args, container, yardstick, device, dtype)
     # Where baselines are, ours is measured too: one model grows through all of these sizes.
@@ -156,7 +161,7 @@ def measure(args: argparse.Namespace, container: Container, others: dict[str, Co
 
 
 def automatic(
-    args: argparse.Namespace, container: Container, device: "torch.device", dtype: Any
+    args: argparse.Namespace, container: Container, window: int, device: "torch.device", dtype: Any
 ) -> "AutoBudget | None":
     """What ``auto`` comes to, if it is among the budgets, with room for what goes through the model at once."""
     if "auto" not in args.budgets:
@@ -165,8 +170,8 @@ def automatic(
     from bitstack.evaluation import BATCH_TOKENS
     from bitstack.needs import Use
 
-    batch = max(1, BATCH_TOKENS // args.window, args.batch_size if args.zero_shot else 1)
-    decided, _ = plan_auto(container, device, dtype, Use(args.window, batch, logits="all", cached=False))
+    batch = max(1, BATCH_TOKENS // window, args.batch_size if args.zero_shot else 1)
+    decided, _ = plan_auto(container, device, dtype, Use(window, batch, logits="all", cached=False))
     say(decided)
     return decided
 

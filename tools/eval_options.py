@@ -55,7 +55,12 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         help="a text to measure on, UTF-8; may be repeated",
     )
     add("--budgets", metavar="SIZE,SIZE,…", type=sizes, required=True, help="resident bytes of the weights")
-    add("--window", metavar="N", type=whole(2), default=1024, help="tokens of one window (default: %(default)s)")
+    add(
+        "--window",
+        metavar="N",
+        type=whole(2),
+        help="tokens of one window (default: 1024, or what the model can read, if that is less)",
+    )
     add("--windows", metavar="N", type=whole(1), help="only the first N windows of each text (default: all)")
     add("--plot", metavar="PNG", type=os.fspath, help="draw the curves into this file (needs matplotlib)")
     add_device(parser)

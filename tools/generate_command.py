@@ -112,14 +112,22 @@ def complete(
         The new text, and how many tokens it has.
 
     Raises:
-        ModelError: the prompt has no tokens, or the chat template fails.
+        ModelError: the prompt has no tokens, or more than the model can read, or the chat template fails.
     """
     import torch
+
+    from bitstack.reach import readable_tokens
 
     inputs = prompt_inputs(tokenizer, prompt, raw).to(model.device)
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ModelError("the prompt has no tokens; write something", reason="prompt")
+    most = readable_tokens(model.config)
+    if most is not None and length >= most:
+        raise ModelError(
+            f"the prompt has {length} tokens; this model reads {most}, its answer included: shorten it", reason="prompt"
+        )
+    room = max_new_tokens if most is None else min(max_new_tokens, most - length)
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     # What the model's generation_config.json says about sampling does not hold for greedy decoding.
     sampling |= {"temperature": temperature if temperature > 0 else None}
@@ -128,8 +136,10 @@ def complete(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     torch.manual_seed(seed)
     with torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling)
+        out = model.generate(**inputs, max_new_tokens=room, pad_token_id=pad, **sampling)
     new = out[0, length:]
+    if len(new) == room < max_new_tokens:
+        say(f"bstk: the text ends here: with its prompt it has the {most} tokens that this model can read")
     return tokenizer.decode(new, skip_special_tokens=True), len(new)
 
 

@@ -27,6 +27,22 @@ def check_budgets(container: Container, budgets: list[str]) -> None:
             container.plan(budget)
 
 
+def checked_reach(container: Container, option: str, tokens: int | None, most: int | None = None) -> int | None:
+    """Tokens that an option asks a model to read at once; without one, ``most`` or what the model can read, if less.
+
+    Raises:
+        BudgetError: the model cannot read so many.
+    """
+    from bitstack.reach import readable_tokens_of
+
+    limit = readable_tokens_of(container)
+    if tokens is None:
+        return min(most, limit or most) if most is not None else None
+    if limit is not None and tokens > limit:
+        raise BudgetError(f"{option} {tokens} is more than this model can read, {limit} tokens")
+    return tokens
+
+
 def place(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
     """The device and the type to compute in that options name, or the usual ones; their kernels are used from here on.
 

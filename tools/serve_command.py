@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 
 import bsformat
 from bsformat import BstkError, Container
-from bsformat.errors import BudgetError
 
 from .console import exact_size, print_json, say
 from .governing import check_bounds, driven
-from .loading import check_budgets, load_as_asked
+from .loading import check_budgets, checked_reach, load_as_asked
 from .options import source_options
 from .serving.hosts import address_of, listen
 
@@ -88,7 +87,8 @@ def _answer(
     from .serving.passes import Passes
     from .serving.vocabulary import Vocabulary
 
-    use = bitstack.Use(_context(container, args), batch=args.parallel, prompt=args.prompt_chunk, together=False)
+    context = checked_reach(container, "--context", args.context)
+    use = bitstack.Use(context, batch=args.parallel, prompt=args.prompt_chunk, together=False)
     model, _ = load_as_asked(container, args, use)
     with ExitStack() as stack:
         stack.callback(model.bitstack.close)
@@ -132,23 +132,6 @@ def _say_ready(args: argparse.Namespace, service: "Service", budget: Any, addres
     if args.json:
         print_json({"url": f"http://{address}/v1", "model": service.name, "context": service.limits.context} | state)
         sys.stdout.flush()
-
-
-def _context(container: Container, args: argparse.Namespace) -> int | None:
-    """The context that was asked for.
-
-    Raises:
-        BudgetError: the model cannot read so much.
-    """
-    from bitstack.shell import read_json
-
-    settings = read_json(container, "config.json")
-    text = settings.get("text_config")
-    most = (text if isinstance(text, dict) else settings).get("max_position_embeddings")
-    if args.context is not None and isinstance(most, int) and args.context > most:
-        raise BudgetError(f"--context {args.context} is more than this model can read, {most} tokens")
-    context: int | None = args.context
-    return context
 
 
 def _name(container: Container) -> str:

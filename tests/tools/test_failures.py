@@ -182,7 +182,7 @@ def test_an_evaluation_text_that_is_missing_short_or_no_text(failed: Failed, tin
     assert "no such text" in failed(*common, tmp_path / "none.txt")
     short = tmp_path / "short.txt"
     short.write_text("the sea")
-    assert "fewer than one window of 1024" in failed(*common, short)
+    assert "fewer than one window of 256" in failed(*common, short)
     short.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in failed(*common, short)
 
