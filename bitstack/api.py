@@ -14,6 +14,8 @@ from bitstack import loader
 from bsformat import Container, Plan, format_size
 from bsformat.errors import BudgetError, ModelError
 
+from .device_names import checked_dtype, device_named
+from .loaded import refuse_saving, tied_already
 from .needs import Needs, Use, needs_of
 from .shell import Shell
 
@@ -233,7 +235,7 @@ def load(
             what the device has free, less room for a cache of keys and values and for the workspace of a pass, at most
             all blocks; ``model.bitstack.auto`` says how it came about.
         device: where the weights go; None: CUDA if there is one, else the CPU.
-        dtype: what the model computes in; None: bfloat16 on CUDA, float32 on the CPU.
+        dtype: what it computes in: torch.float32, float16 or bfloat16; None: bfloat16 on CUDA, float32 on the CPU.
         root: the root digest (64 hexadecimal digits) that the file must have.
         network: timeouts, attempts and deadlines of reads over http(s) and s3; it holds for later resizes too.
         cache: where blocks of remote files are kept on this machine, as in `bsformat.open`.
@@ -252,10 +254,11 @@ def load(
         storage_options: given to the fsspec file system.
 
     Raises:
-        SourceError, FormatError, BudgetError, ModelError: one line each that says what, where, and what to do.
+        SourceError, FormatError, BudgetError, ModelError, and BstkError where there is no such device: one line each
+            that says what, where, and what to do.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    place = device_named(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    kind = checked_dtype(dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32))
     container = (
         uri
         if isinstance(uri, Container)
@@ -289,14 +292,11 @@ def fill(
     shell.check_complete()
     # Harnesses such as lm-eval call it on any model; what is tied here shares its blocks already, and has no weight.
     shell.model.tie_weights = tied_already
+    refuse_saving(shell.model, container.uri)
     shell.model.bitstack = elastic
     if progressive is not False:
         elastic.grow(budget, progress, watch)
     return shell.model
-
-
-def tied_already(*_: Any, **__: Any) -> None:
-    """Stands in for `PreTrainedModel.tie_weights`."""
 
 
 def load_tokenizer(container: Container) -> Any:

@@ -1,8 +1,14 @@
-"""Where a model is to be, by its name."""
+"""Where a model is to be, and what it is to compute in."""
+
+from typing import Any, Final
 
 import torch
 
 from bsformat import BstkError
+from bsformat.errors import ModelError
+
+#: What kernels compute in.
+DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def device_named(name: str) -> torch.device:
@@ -20,3 +26,17 @@ def device_named(name: str) -> torch.device:
         detail = str(error).strip().split("\n")[0][:200]
         raise BstkError(f"no device {name!r} here: {detail}", reason="device") from None
     return device
+
+
+def checked_dtype(dtype: Any) -> torch.dtype:
+    """A type that a packed model computes in.
+
+    Raises:
+        ModelError: it is another one, or only the name of one.
+    """
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ModelError(
+            f"computes in torch.float32, torch.float16 or torch.bfloat16, not in {dtype!r}: pass one of them as dtype=",
+            reason="model-dtype",
+        )
+    return dtype

@@ -31,7 +31,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 import bsformat
 from bsformat.errors import ModelError
 
-from .api import Elastic, fill, tied_already
+from .api import Elastic, fill
+from .device_names import checked_dtype
+from .loaded import tied_already
 from .needs import Use
 from .repository import FILE, METHOD, STANDING_IN, hub_uri, placeholder
 from .shell import Shell, meta_parameters
@@ -39,7 +41,6 @@ from .task import model_class, task_of
 
 #: What a module is made of; the rest of its attributes stay what transformers made them.
 _PARTS: Final = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-_TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 #: The folder that the model of this thread is being saved to.
 _saving: ContextVar[str | None] = ContextVar("bitstack_saving", default=None)
 
@@ -144,11 +145,7 @@ class BitStackQuantizer(HfQuantizer):
         return {"": device}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        self._dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        if self._dtype not in _TYPES:
-            raise ModelError(
-                f"computes in float32, float16 or bfloat16, not in {self._dtype}: pass dtype=", reason="model-dtype"
-            )
+        self._dtype = checked_dtype(kwargs.get("dtype") or torch.get_default_dtype())
         files = kwargs.get("checkpoint_files") or []
         self._beside = str(files[0]) if files else None
         for part in _PARTS:  # nothing here is loaded, initialised or tied by transformers
