@@ -68,6 +68,7 @@ def write_repository(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot be made: {error.strerror}; name another folder", where=str(place)) from None
+    _make_way(place / FILE, uri, budget, options)
     fetched = bsformat.fetch(uri, place / FILE, budget, progress=progress, **options)
     split(str(place / FILE))  # what lies in volumes does so here, each as large as a hub takes it
     with bsformat.open(place / FILE, root=fetched.root) as container:
@@ -80,7 +81,36 @@ def write_repository(
         _save_placeholder(container, place / PLACEHOLDER)
     for name, data in files.items():
         _put(place / name, data)
+    for name in _FILES - set(files):  # of another model that was here
+        (place / name).unlink(missing_ok=True)
     return fetched
+
+
+def _make_way(path: Path, uri: str | os.PathLike[str], budget: int | str, options: dict[str, Any]) -> None:
+    """Remove the ``.bstk`` of an earlier call if it is another one, or has more blocks than are wanted now.
+
+    One that has fewer is grown. What cannot be read is left to `bsformat.fetch`, which names the reason.
+
+    Raises:
+        WriteError: it is what the directory is to be made of.
+    """
+    volumes = _volumes(path)
+    try:
+        with bsformat.open(path) as there:
+            root, blocks = there.root, there.available_blocks
+    except BstkError:
+        return
+    with bsformat.open(uri, **options) as container:
+        if container.root == root and blocks <= container.plan(budget).n_blocks:
+            return
+        if os.path.exists(container.uri) and path.samefile(container.uri):
+            raise WriteError("is read itself, and cannot become shorter: name another folder", where=str(path))
+    try:
+        for name in sorted(volumes - {path.name}):
+            (path.parent / name).unlink(missing_ok=True)
+        path.unlink()
+    except OSError as error:
+        raise WriteError(f"cannot be replaced: {error.strerror}", where=str(path)) from None
 
 
 def _check_folder(folder: Path) -> None:

@@ -78,6 +78,32 @@ def test_again_and_of_a_part(bstk: Bstk, tiny_bstk: Path, tmp_path: Path) -> Non
     assert front_matter(tmp_path)[0]["license"] == "mit"
 
 
+def test_again_with_less_and_of_another_file(bstk: Bstk, tiny_bstk: Path, tmp_path: Path) -> None:
+    folder, other = tmp_path / "repo", tmp_path / "other.bstk"
+    assert bstk("repack", tiny_bstk, "-o", other, "--levels", 2, "--volume-size", "20KiB").code == 0
+    assert bstk("init-repo", tiny_bstk, "-o", folder).code == 0
+    less = bstk("init-repo", tiny_bstk, "-o", folder, "--budget", "50%", "--json").json
+    assert less["n_blocks"] < less["total_blocks"]
+    assert (folder / "model.bstk").stat().st_size == less["size"] < tiny_bstk.stat().st_size
+    (folder / "vocab.json").write_text("{}")  # of a tokenizer that the next file does not have
+    assert bstk("init-repo", other, "-o", folder).code == 0
+    with bsformat.open(other) as wanted, bsformat.open(folder / "model.bstk") as container:
+        assert container.root == wanted.root
+        assert len(container.metadata.volumes) > 1
+    assert not (folder / "vocab.json").exists()
+    assert bstk("init-repo", tiny_bstk, "-o", folder).code == 0
+    assert {item.name for item in folder.iterdir()} == FILES
+    assert (folder / "model.bstk").read_bytes() == tiny_bstk.read_bytes()
+
+
+def test_a_repository_is_not_cut_off_in_its_place(bstk: Bstk, tiny_bstk: Path, tmp_path: Path) -> None:
+    assert bstk("init-repo", tiny_bstk, "-o", tmp_path).code == 0
+    ended = bstk("init-repo", tmp_path, "-o", tmp_path, "--budget", "50%")
+    assert ended.code == 1
+    assert "cannot become shorter" in ended.err
+    assert (tmp_path / "model.bstk").read_bytes() == tiny_bstk.read_bytes()
+
+
 def test_names_in_a_file_are_no_markup(tiny_bstk: Path, tmp_path: Path) -> None:
     from bitstack.tools.card import _plain
 
