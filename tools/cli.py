@@ -21,7 +21,7 @@ from . import (
     serve_options,
     signature_options,
 )
-from .ending import ended
+from .ending import ended, settle_streams
 
 _DESCRIPTION = "Pack a language model once; run any prefix of the file that fits."
 _EPILOG = """\
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, for ``--help``, ``--version`` and wrong usage (code 2).
     """
+    settle_streams()  # before help is printed
     parser = build_parser()
     args = parser.parse_args(argv)
     signature_options.check(parser, args)

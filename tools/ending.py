@@ -14,9 +14,7 @@ _INTERRUPTED, _PIPE = 130, 141
 
 def ended(run: Callable[[], int], program: str) -> int:
     """Run a command and give its exit code, whatever happens in it."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no failure
+    settle_streams()
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -36,6 +34,16 @@ def ended(run: Callable[[], int], program: str) -> int:
             traceback.print_exc()
         return _fail(program, _unexpected(error))
     return code
+
+
+def settle_streams() -> None:
+    """Let nothing fail for where stdout and stderr lead: to a terminal that cannot show a character, or nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before this process began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(program: str, message: str, code: int = 1) -> int:

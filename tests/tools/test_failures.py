@@ -387,6 +387,21 @@ def test_a_narrow_encoding_is_no_error(bstk_process: Bstk, tiny_image: Image, tm
     assert "\\u65e5\\u672c" in ended.out
 
 
+@pytest.mark.parametrize("command", [("--help",), ("pack", "--help"), ("recipes", "default")])
+def test_help_in_a_narrow_encoding(bstk_process: Bstk, command: tuple[str, ...]) -> None:
+    ended = bstk_process(*command, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.isascii()
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_is_closed_is_no_error(tiny_bstk: Path, closed: int) -> None:
+    command = f"exec {sys.executable} -P -m bitstack.tools.cli verify {tiny_bstk} {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("OK root ") == (closed == 2)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
