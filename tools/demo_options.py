@@ -3,7 +3,7 @@
 import argparse
 
 from .options import add_device, add_kernels, add_source
-from .values import exact, whole
+from .values import exact, text, whole
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="two models write at the same time; one is resized from side to side (default: two if memory allows)",
     )
-    add("--prompt", metavar="TEXT", default="Why is the sky blue?", help="in the field for it at first")
+    add("--prompt", metavar="TEXT", type=text, default="Why is the sky blue?", help="in the field for it at first")
     add("--max-new-tokens", metavar="N", type=whole(1), default=96, help="tokens to write (default: %(default)s)")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--host", default="127.0.0.1", help="address to listen on; other than loopback, a token is asked for")

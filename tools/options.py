@@ -8,7 +8,7 @@ from bitstack.recipe import recipe_settings
 from bsformat import Network, format_size
 from bsformat.network import BACKENDS, MEMORY_BYTES
 
-from .values import byte_count, exact, memory, not_negative, positive, root, setting, size, storage_option, whole
+from .values import byte_count, exact, memory, not_negative, positive, root, setting, size, storage_option, text, whole
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -177,11 +177,17 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add = parser.add_argument
     add("--budget", metavar="SIZE", type=size, default="auto", help="resident bytes of the weights (default: auto)")
-    add("--prompt", metavar="TEXT", required=True, help="the text to continue, or the message to answer")
+    add("--prompt", metavar="TEXT", type=text, required=True, help="the text to continue, or the message to answer")
     add("--max-new-tokens", metavar="N", type=whole(1), default=64, help="tokens to write (default: %(default)s)")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template of the tokenizer")
     add("--temperature", metavar="T", type=not_negative, default=0.0, help="above 0: sample (default: 0, greedy)")
-    add("--seed", metavar="N", type=whole(0), default=0, help="seed of the sampling (default: %(default)s)")
+    add(
+        "--seed",
+        metavar="N",
+        type=whole(0, (1 << 64) - 1),
+        default=0,
+        help="seed of the sampling (default: %(default)s)",
+    )
     add_room(parser, "the prompt and --max-new-tokens")
     add(
         "--progressive",

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,18 @@ def memory(text: str) -> int:
 def sizes(text: str) -> list[str]:
     """Several sizes, separated by commas."""
     return [size(part.strip()) for part in text.split(",")]
+
+
+def text(value: str) -> str:
+    """A text; UTF-8 that the encoding of the locale could not read is read here."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(value).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError("is no text in UTF-8") from None
+    return value
 
 
 def root(text: str) -> str:

@@ -167,6 +167,23 @@ def test_a_prompt_without_tokens(bstk: Bstk, tiny_bstk: Path, prompt: str) -> No
         assert ended.code == 1
 
 
+def test_a_prompt_in_another_encoding_than_that_of_the_locale(bstk_process: Bstk, tiny_bstk: Path) -> None:
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    common = ("generate", tiny_bstk, "--budget", "100%", "--max-new-tokens", "1", "--json", "--prompt")
+    assert bstk_process(*common, "größe", env=env).json["text"] == bstk_process(*common, "größe").json["text"]
+
+
+def test_a_prompt_or_a_seed_that_is_none(bstk: Bstk, tiny_bstk: Path) -> None:
+    common = ("generate", tiny_bstk, "--budget", "100%", "--prompt")
+    for given, wanted in (
+        (("\udcff",), "is no text in UTF-8"),
+        (("a", "--seed", 1 << 64), "no whole number from 0 to"),
+    ):
+        ended = bstk(*common, *given)
+        assert ended.code == 2
+        assert wanted in ended.err
+
+
 def test_a_chat_template_that_fails(failed: Failed, tiny_image: Image, tmp_path: Path) -> None:
     path = tmp_path / "template.bstk"
     for item in tiny_image.meta["attachments"]:

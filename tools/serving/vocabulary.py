@@ -33,8 +33,9 @@ class Vocabulary:
         """The tokens of a text that is to be continued.
 
         Raises:
-            ApiError: it has none.
+            ApiError: it has none, or is no text.
         """
+        _check_characters(text, param)
         with self._lock:
             tokens = self._encoder(text, return_token_type_ids=False)["input_ids"]
         return self.checked(tokens, param)
@@ -49,6 +50,9 @@ class Vocabulary:
             raise ApiError(
                 400, "This model has no chat template: use /v1/completions.", param="messages", code="no_chat_template"
             )
+        for message in messages:
+            for value in message.values():
+                _check_characters(value, "messages")
         try:
             with self._lock:
                 tokens = self._encoder.apply_chat_template(
@@ -93,3 +97,15 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
         value = getattr(holder, "eos_token_id", None)
         found.update([value] if isinstance(value, int) else value or ())
     return frozenset(found)
+
+
+def _check_characters(text: str, param: str) -> None:
+    """JSON can hold halves of characters, as of a text that was cut within one: no tokenizer reads them.
+
+    Raises:
+        ApiError: naming the parameter.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise invalid(param, f"'{param}' has half of a surrogate pair, which is no character.") from None

@@ -228,3 +228,15 @@ def test_an_address_that_is_taken() -> None:
             listen("127.0.0.1", first.getsockname()[1], token=False)
     with pytest.raises(BstkError, match="no such address"):
         listen("nowhere.invalid", 0, token=True)
+
+
+def test_half_a_character_is_no_text(served: Served) -> None:
+    """JSON can hold one, as of a text that a client cut in two."""
+    for path, param, value in (
+        ("/v1/completions", "prompt", '"sea \\ud83d"'),
+        ("/v1/completions", "prompt", '["sea", "\\ud83d"]'),
+        ("/v1/chat/completions", "messages", '[{"role": "user", "content": "sea \\ud83d"}]'),
+    ):
+        body = f'{{"model": "tiny", "max_tokens": 2, "{param}": {value}}}'
+        answer = served.raw.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert "half of a surrogate pair" in refused(answer, 400, "invalid_value", param)
