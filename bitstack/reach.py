@@ -18,16 +18,15 @@ _BEHIND_PADDING: Final = frozenset(
 def readable_tokens(config: Any) -> int | None:
     """Tokens of the longest sequence that a model of this configuration reads; None: it states no bound."""
     text = config.get_text_config(decoder=True)
-    most = getattr(text, "max_position_embeddings", None)
-    if not _is_count(most):
+    most = _count(getattr(text, "max_position_embeddings", None))
+    if not most:
         return None
     if text.model_type in _BEHIND_PADDING and isinstance(text.pad_token_id, int):
-        return max(1, int(most) - text.pad_token_id - 1)
+        return max(1, most - text.pad_token_id - 1)
     # What rotary embeddings were stretched to is not always put into the configuration's own bound.
-    rope = getattr(text, "rope_parameters", None)
-    factor, original = (rope.get(k) for k in ("factor", "original_max_position_embeddings")) if rope else (None, None)
-    stretched = int(factor * original) if isinstance(factor, int | float) and _is_count(original) else 0
-    return max(int(most), stretched)
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor, original = rope.get("factor"), _count(rope.get("original_max_position_embeddings"))
+    return max(most, int(factor * original) if isinstance(factor, int | float) else 0)
 
 
 def readable_tokens_of(container: Container) -> int | None:
@@ -43,5 +42,5 @@ def readable_tokens_of(container: Container) -> int | None:
         return None
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
