@@ -199,9 +199,12 @@ class _Job:
         def whole() -> AbstractContextManager[None]:
             return residency.holding(residency.names)
 
-        found = texts(
-            outline.model, outline.tokenizer, outline.task, recipe.calib.text, recipe, self.report, work, whole
-        )
+        try:
+            found = texts(
+                outline.model, outline.tokenizer, outline.task, recipe.calib.text, recipe, self.report, work, whole
+            )
+        except ModelError as error:
+            raise error.at(outline.place.source) from None
         producer = Producer(
             outline,
             values,

@@ -141,6 +141,7 @@ def test_text_is_asked_for_where_a_model_writes_none(packed: Callable[[str], Any
     with pytest.raises(ModelError, match="--calib FILE") as caught:
         bitstack.pack(pack.folder, tmp_path / "out.bstk")
     assert type(pack.model).__name__ in caught.value.message
+    assert caught.value.where == str(pack.folder)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,8 +13,9 @@ import pytest
 
 import bsformat
 from bitstack.tools import eval_command, inspect_command, options, plot
+from bitstack.tools.cli import main
 from tests.bsformat.encoder import Image
-from tests.models import PACK_OPTIONS, save_llama
+from tests.models import PACK_OPTIONS, save_llama, save_tokenizer
 from tests.servers import Nginx, Reply, Scripted
 from tests.tools.conftest import Bstk, the_line
 
@@ -471,3 +472,19 @@ def test_packing_on_a_device_that_is_not_there(failed: Failed, tiny_model: Path,
     line = failed("pack", tiny_model, "-o", tmp_path / "b.bstk", "--device", "cuda:99")
     assert line.endswith("[device]")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_says_nothing_about_a_text_is_named(failed: Failed, text_file: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    widths = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vocabulary = save_tokenizer(tmp_path / "model")
+    BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **widths)).save_pretrained(
+        tmp_path / "model"
+    )
+    path = tmp_path / "encoder.bstk"
+    pack = ("pack", tmp_path / "model", "-o", path, *PACK_OPTIONS)
+    assert failed(*pack).startswith(f"{tmp_path / 'model'}: is a BertModel, which writes no text of its own")
+    assert main([str(part) for part in (*pack, "--calib", text_file)]) == 0
+    line = failed("eval", path, "--text", text_file, "--budgets", "100%")
+    assert line == f"{path}: is a BertModel, which says nothing about a text [model-task]"

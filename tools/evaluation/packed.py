@@ -7,7 +7,7 @@ from bitstack.tools import summary
 from bitstack.tools.console import reporter
 from bitstack.tools.loading import expected_bytes, load_with_bar
 from bsformat import Container, format_size
-from bsformat.errors import BudgetError
+from bsformat.errors import BudgetError, ModelError
 
 from .yardstick import Yardstick
 
@@ -23,6 +23,7 @@ def measure_packed(
 
     Raises:
         BudgetError: a budget that was written is below the minimum of the file.
+        ModelError: the model says nothing about a text.
     """
     points = {}
     model: Any = None
@@ -39,7 +40,10 @@ def measure_packed(
             if isinstance(budget, str):
                 raise
             continue
-        measured = yardstick.measure(model, format_size(size))
+        try:
+            measured = yardstick.measure(model, format_size(size))
+        except ModelError as error:
+            raise error.at(container.uri) from None
         points[size] = {
             "budget": size,
             "resident_bytes": model.bitstack.resident_bytes,
