@@ -24,6 +24,12 @@ __device__ inline void copy_box(u32 to, const u8* map, int column, int row, u32 
 // Loads that are issued where they stand.
 __device__ inline int load_int(const int* p) { int word; asm volatile("ld.global.s32 %0, [%1];" : "=r"(word) : "l"(p)); return word; }
 __device__ inline i64 load_long(const i64* p) { i64 word; asm volatile("ld.global.s64 %0, [%1];" : "=l"(word) : "l"(p)); return word; }
+// Four words where they are wanted, else zeros.
+__device__ inline uint4 load_words(const void* p, bool wanted) {
+    uint4 q;
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }" : "=r"(q.x), "=r"(q.y), "=r"(q.z), "=r"(q.w) : "l"(p), "r"((int)wanted));
+    return q;
+}
 __device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // Add to a number that others add to as well, and give what it was.
 __device__ inline u64 add_to(u64* p, u64 more) {
@@ -47,6 +53,8 @@ __device__ inline u32 largest_pair(u32 left, u32 right) { u32 both; asm("max.u16
 
 // 2·number + more, as additions.
 __device__ inline int twice_and(int number, u32 more) { int sum; asm("{ .reg .s32 part; add.s32 part, %1, %2; add.s32 %0, part, %1; }" : "=r"(sum) : "r"(number), "r"(more)); return sum; }
+// The sum of two halves of a word, as whole numbers with a sign, and a number: not where logic operations are done.
+__device__ inline int halves_and(u32 halves, int number) { int sum; asm("dp2a.lo.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(halves), "r"(0x0101), "r"(number)); return sum; }
 // The bits of one where the mask is set, and of the other elsewhere.
 __device__ inline u32 chosen(u32 set, u32 other, u32 mask) { u32 bits; asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(bits) : "r"(set), "r"(other), "r"(mask)); return bits; }
 

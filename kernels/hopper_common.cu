@@ -28,13 +28,13 @@
 #define Z_TILE (N * 128)       // bytes of Z of half a slice and a job
 #define Z_TOKEN (HALVES * GROUPS * Z_TILE)
 #define V_GROUPS (SLICE / 256) // of columns, of which the largest of V is known
-#define TOP ((float)((1 << (BITS - 1)) - 1))
 #define RING_WARP WARPS
 #define HELPERS 3              // warps after that one
 #define CHUNK 256              // single entries of a warp at a time
 #define ROW_BYTES (TILE * 8)   // of what is known of the rows of a tile
-// x·col_scale is held times 2^-DOWN, and so is all that is added up: no product with V, which is below 2^16, leaves float32 then.
-#define DOWN 18
+// x·col_scale is held times 2^-DOWN, and so is all that is added up: no product with V, which is below 2^16, leaves float32 then, nor does
+// such a product with what makes it a whole number added to it.
+#define DOWN 28
 #define SMALLER (1.f / (1 << DOWN))
 #define KNOWN 32               // rows of the table that are kept in shared memory
 

@@ -39,23 +39,39 @@ struct Entries {
             codes[k] = i < end ? ((const u8*)line[STRIDE])[i] : 0;
         }
     }
+    // The scales of their columns, as they are stored.
+    __device__ void load_scales(const Args& a, int chain, u32 (&out)[CHUNK / 32]) const {
+        const i64 own = (i64)chain * a.col_stride;
+        if (a.col_type == 0) {
+#pragma unroll
+            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u32*)a.col_scale)[own + columns[k]];
+        } else {
+#pragma unroll
+            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u16*)a.col_scale)[own + columns[k]];
+        }
+    }
     // What they add, times 2^-DOWN, for all tokens, by the first of the lanes of a row.
     __device__ void sum(const Args& a, int chain, float* products, float (&totals)[TOKENS][2]) {
         const int lane = threadIdx.x & 31, own_lane = lane % lanes;
-        const i64 own = (i64)chain * a.col_stride;
         float sums[TOKENS][2] = {};
         for (; here < end; here += CHUNK) {
+            u32 scales[CHUNK / 32];
             float weights[CHUNK / 32];
-#pragma unroll
-            for (int k = 0; k < CHUNK / 32; k++) weights[k] = typed_value(a.col_scale, own + columns[k], a.col_type) * size;
+            load_scales(a, chain, scales);
 #pragma unroll
             for (int t = 0; t < TOKENS; t++) {
                 const u16* x = a.x + (i64)t * a.columns;
                 u16 raw[CHUNK / 32];
 #pragma unroll
                 for (int k = 0; k < CHUNK / 32; k++) raw[k] = x[columns[k]];
+                if (t == 0) {
+                    // Not sooner, so that scales and x are on their way together.
+                    word_values(scales, a.col_type, weights);
 #pragma unroll
-                for (int k = 0; k < CHUNK / 32; k++) products[k * 32 + lane] = here + k * 32 + lane < end ? narrow_value(raw[k]) * (weights[k] * byte_value(codes[k])) : 0.f;
+                    for (int k = 0; k < CHUNK / 32; k++) weights[k] *= size * byte_value(codes[k]);
+                }
+#pragma unroll
+                for (int k = 0; k < CHUNK / 32; k++) products[k * 32 + lane] = here + k * 32 + lane < end ? narrow_value(raw[k]) * weights[k] : 0.f;
                 if (t == TOKENS - 1 && here + CHUNK < end) ask(here + CHUNK);
                 __syncwarp();
 #pragma unroll

@@ -8,13 +8,55 @@ __device__ inline u32 described(u32 address) { return (address & 0x3ffff) >> 4 |
 __device__ inline void take_turn(int group) { await_group(1 + group); }
 __device__ inline void pass_turn(int group) { tell_group(1 + (group + 1) % CONSUMERS); }
 
+// What counts are weighted with, of the units of a run.
+struct Weights {
+    float step[2];             // times the scale of U
+    int sum[2];                // of all of Z
+    int needed, largest, rank_bytes;
+    u32 kept;                  // the numbers of U that are there
+    u32 u, offset;             // of the unit with the turn 0, where U is in the memory, of which the lower half will do; and of a thread
+    bool bytes, local;         // whether U is float8; whether it is in shared memory
+
+    // Columns of U: this one, and the one GROUPS further.
+    __device__ void find(const Args& a, const Shared& own, const Unit& unit, int first, int within, int column, int token) {
+        const i64* row = unit.row(a);
+        const int width = (int)row[WIDTH];
+        needed = adders(a, unit.chain), largest = exponent(__uint_as_float(own.largest[token]));
+        const float* scale = (const float*)row[SCALE];
+        const float gain = row[PLAIN] ? -__int_as_float((int)row[GAIN]) : __int_as_float((int)row[GAIN]);
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int r = column + e * GROUPS;
+            step[e] = r < width ? gain * (scale ? scale[r] : 1.f) * own.step[token][r] : 0.f;
+            sum[e] = own.z_sums[token][r];
+        }
+        bytes = (int)row[KIND] == SIGN8;
+        const int size = bytes ? 1 : 2;
+        rank_bytes = (int)row[RANK] * size, local = rank_bytes <= 32;
+        kept = (column < width ? 0xffff : 0) | (column + GROUPS < width ? 0xffff0000 : 0);
+        u = (u32)row[U] + first * rank_bytes, offset = within * rank_bytes + column * size;
+    }
+    // The numbers of U of a row and of that eight further down, from memory.
+    __device__ void load(const Args& a, const Unit& unit, int at, int column, u32 (&left)[2]) const {
+        const i64* row = unit.row(a);
+        const int width = (int)row[WIDTH], size = bytes ? 1 : 2;
+        const u8* from = (const u8*)row[U] + (i64)at * rank_bytes + column * size;
+#pragma unroll 1
+        for (int j = 0; j < 2; j++) {
+            const bool there = at + j * 8 < rows_of(a, unit.chain);
+            const u32 both = load_pair(from + j * 8 * rank_bytes, GROUPS * size, bytes, there && column < width, there && column + GROUPS < width);
+            if (j == 0) left[0] = both;
+            else left[1] = both;
+        }
+    }
+};
+
 // Multiplies: a warp group takes one job of every AT_ONCE-th unit.
 __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ring, Unit unit, int count, u8* z, const u8* stages) {
     const u8 *factors = stages + STAGES * STAGE, *values = factors + STAGES * U_BYTES;
     const int thread = threadIdx.x, lane = thread & 31, quad = lane & 3;
     const int warp = warp_number(), group = warp >> 2;
     const int within = (warp & 3) * 16 + (lane >> 2);  // and this plus 8: rows of the tile
-    // Columns of U: this one, and the one that many further.
     const int job = group % JOBS, token = job / GROUPS, column = quad * 2 * GROUPS + job % GROUPS;
     int turn = group / JOBS;
     i64 known = -1;
@@ -24,38 +66,18 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
     for (int i = 0, n; i < count; i += n, unit.next_run(a)) {
         n = unit.run(count - i);
         if (const i64 wanted = unit.z(a); wanted != known) {
+            settle_row(a, added, token), added.row = -1;  // its registers are wanted
             make_z(a, own, ring, unit, z, known >= 0);
             known = wanted;
         }
         if (turn >= i + n) continue;
-        const i64* row = unit.row(a);
-        const int width = (int)row[WIDTH], needed = adders(a, unit.chain), largest = exponent(__uint_as_float(own.largest[token]));
-        float step[2];
-        int sum[2];
-        {
-            const float* scale = (const float*)row[SCALE];
-            const float gain = row[PLAIN] ? -__int_as_float((int)row[GAIN]) : __int_as_float((int)row[GAIN]);
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const int r = column + e * GROUPS;
-                step[e] = r < width ? gain * (scale ? scale[r] : 1.f) * own.step[token][r] : 0.f;
-                sum[e] = own.z_sums[token][r];
-            }
-        }
-        const bool bytes = (int)row[KIND] == SIGN8, whole = halves_of(a, unit.slice) == HALVES;
-        const int size = bytes ? 1 : 2, rank_bytes = (int)row[RANK] * size;
-        const bool local = rank_bytes <= 32;  // rows of U are in shared memory
-        const u32 kept = (column < width ? 0xffff : 0) | (column + GROUPS < width ? 0xffff0000 : 0);
-        // Of the unit with the turn 0: the first row, and where U of it is in the memory, of which the lower half will do.
-        const int first = (unit.tile - i) * TILE;
-        const u32 u = (u32)row[U] + first * rank_bytes, offset = within * rank_bytes + column * size;
-        // Two lanes of four add to a row each, as far as there are rows.
-        const int own_row = unit.chain * a.chain_rows + first + within + 8 * (quad & 1);
-        const int end = quad < 2 ? unit.chain * a.chain_rows + rows_of(a, unit.chain) : 0;
+        const bool whole = halves_of(a, unit.slice) == HALVES;
         const u32 db = described(shared_address(z + token * Z_TOKEN + job % GROUPS * Z_TILE));
-        for (; turn < i + n; turn += AT_ONCE) {
+        const int first = (unit.tile - i) * TILE;  // row of the unit with the turn 0
+        Weights weights;
+        for (bool fresh = true; turn < i + n; turn += AT_ONCE, fresh = false) {
             u32 acc[N / 2];
-            const int stage = turn % STAGES, phase = turn / STAGES & 1, m = own_row + turn * TILE;
+            const int stage = turn % STAGES, phase = turn / STAGES & 1;
             const u32 da = described(shared_address(stages + stage * STAGE));
             barrier_wait(ring.full + 8 * stage, phase);
             take_turn(group);
@@ -71,26 +93,20 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
                 for (int k = 0; k < 4; k++) WGMMA(acc, da + BOX / 16 + k * 2, db + GROUPS * Z_TILE / 16 + k * 2, 1);
                 commit_products();
             }
+            // While that is multiplied.
+            if (fresh) weights.find(a, own, unit, first, within, column, token);
             u32 left[2];
-            if (local) {
-                const u32 from = shared_address(factors + stage * U_BYTES) + (u + turn * TILE * rank_bytes & 15) + offset;
-                if (bytes) {
+            if (weights.local) {
+                const u32 from = shared_address(factors + stage * U_BYTES) + (weights.u + turn * TILE * weights.rank_bytes & 15) + weights.offset;
+                if (weights.bytes) {
 #pragma unroll
-                    for (int j = 0; j < 2; j++) left[j] = kept & wide(shared_byte(from + j * 8 * rank_bytes) | shared_byte(from + j * 8 * rank_bytes + GROUPS) << 8);
+                    for (int j = 0; j < 2; j++) left[j] = weights.kept & wide(shared_byte(from + j * 8 * weights.rank_bytes) | shared_byte(from + j * 8 * weights.rank_bytes + GROUPS) << 8);
                 } else {
 #pragma unroll
-                    for (int j = 0; j < 2; j++) left[j] = kept & (shared_short(from + j * 8 * rank_bytes) | (u32)shared_short(from + j * 8 * rank_bytes + 2 * GROUPS) << 16);
+                    for (int j = 0; j < 2; j++) left[j] = weights.kept & (shared_short(from + j * 8 * weights.rank_bytes) | (u32)shared_short(from + j * 8 * weights.rank_bytes + 2 * GROUPS) << 16);
                 }
             } else {
-                const int here = first + turn * TILE, n_rows = rows_of(a, unit.chain);
-                const u8* from = (const u8*)unit.row(a)[U] + (i64)here * rank_bytes + offset;
-#pragma unroll 1
-                for (int j = 0; j < 2; j++) {
-                    const bool there = here + within + j * 8 < n_rows;
-                    const u32 both = load_pair(from + j * 8 * rank_bytes, GROUPS * size, bytes, there && column < width, there && column + GROUPS < width);
-                    if (j == 0) left[0] = both;
-                    else left[1] = both;
-                }
+                weights.load(a, unit, first + turn * TILE + within, column, left);
             }
             const float2 row_known = ((const float2*)(values + stage * ROW_BYTES))[within + 8 * (quad & 1)];
             await_products();
@@ -111,7 +127,7 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
                         s = e ? twice_and(s, acc[b * 4 + j * 2 + e]) : 2 * s + (int)acc[b * 4 + j * 2 + e];
                     }
                     // The step times U first: a sum times the step may leave float32 where y does not.
-                    result[j] += (float)(2 * s - sum[e]) * (step[e] * half_value((u16)(left[j] >> 16 * e)));
+                    result[j] += (float)(2 * s - weights.sum[e]) * (weights.step[e] * half_value((u16)(left[j] >> 16 * e)));
                 }
             }
             // A lane keeps one of the rows.
@@ -120,7 +136,9 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
             total += __shfl_xor_sync(~0u, total, 2);
             settle_row(a, added, token);  // of the unit before
             added.row = -1;
-            if (m < end) added = add(a, m, token, needed, total, row_known, largest);
+            // Two lanes of four add to a row each, as far as there are rows.
+            const int r = first + turn * TILE + within + 8 * (quad & 1);
+            if (quad < 2 && r < rows_of(a, unit.chain)) added = add(a, unit.chain * a.chain_rows + r, token, weights.needed, total, row_known, weights.largest);
         }
     }
     // All groups take as many turns.

@@ -6,7 +6,7 @@
 #define COUNT 53     // where the count begins, of 11 bits
 #define ODD 42       // where that of no numbers begins, of as many
 #define ROOM 40      // bits of what is added without its sign; one more is left for what rounding adds
-#define LEAST -64    // powers of two that are smaller are taken for this one
+#define LEAST -58    // powers of two that are smaller are taken for this one
 #define MOST 160     // of larger ones nothing is added up
 #define NO_NUMBER 4096
 

@@ -45,4 +45,16 @@ __device__ inline void load_four(const void* p, i64 at, int count, int type, u32
             if (i < count) out[i] = ((const u16*)p)[at + i];
     }
 }
-__device__ inline float word_value(u32 w, int type) { return type == 0 ? __uint_as_float(w) : type == 1 ? half_value((u16)w) : bfloat_value((u16)w); }
+// What they are.
+template <int COUNT> __device__ inline void word_values(const u32 (&words)[COUNT], int type, float (&out)[COUNT]) {
+    if (type == 0) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) out[i] = __uint_as_float(words[i]);
+    } else if (type == 1) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) out[i] = half_value((u16)words[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) out[i] = bfloat_value((u16)words[i]);
+    }
+}

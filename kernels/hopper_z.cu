@@ -5,7 +5,9 @@
 #define V_BYTES (2 * RANKS)          // of a column of W
 #define V_PART (4 * 33 * V_BYTES)    // of 128 columns, with room after each 32 against conflicts
 #define PIECES (V_BYTES / 16)
-#define MAGIC 12582912.f             // added to a number, it makes its lower bits the whole number
+// A step is a power of two; 1.5·2^23 steps, added to a number, make its lower bits the number in steps.
+#define LEAST_STEP (BITS - 1)        // as the upper bits of a bound
+#define MOST_STEP (229 + BITS)       // beyond it the sum is no number
 __device__ inline u32 v_place(int column) { return ((column >> 5) * 33 + (column & 31)) * V_BYTES; }
 
 // V of 128 columns from `first` on comes to shared memory as float16, zeros where there is none. One warp; `await_copies` follows.
@@ -61,40 +63,64 @@ __device__ inline uint2 load_x(const u16* x, int there) {
     return q;
 }
 
-// The largest |x| of each token that a thread of all consumers sees, two at a time as bits: all of them see all columns.
-__device__ inline void find_largest(const Args& a, u32 (&largest)[TOKENS]) {
+// The largest |x| of a token that a thread of all consumers sees, two at a time as bits: all of them see all columns. It is found in two
+// steps, so that what these ask for comes while something else is done.
+struct Largest {
+    uint4 raw[2];
+    u32 most;
+    const u16* x;
+    int pieces;
+    __device__ void ask(const Args& a, int token, bool wanted) {
+        most = 0, x = a.x + (i64)token * a.columns, pieces = wanted && !((u64)x & 15) ? a.columns / 8 : 0;
+        ask_from(0);
+    }
+    __device__ void ask_from(int first) {
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-        const u16* x = a.x + (i64)t * a.columns;
-        const int pieces = (u64)x & 15 ? 0 : a.columns / 8;
-        u32 most = 0;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < pieces; i += 32 * WARPS) {
-            const uint4 q = ((const uint4*)x)[i];
-            most = largest_pair(largest_pair(most, q.x & 0x7fff7fff), q.y & 0x7fff7fff);
-            most = largest_pair(largest_pair(most, q.z & 0x7fff7fff), q.w & 0x7fff7fff);
+        for (int i = 0; i < 2; i++) {
+            const int piece = first + i * 32 * WARPS + (int)threadIdx.x;
+            raw[i] = load_words(x + piece * 8, piece < pieces);
         }
-        for (int i = pieces * 8 + threadIdx.x; i < a.columns; i += 32 * WARPS) most = largest_pair(most, x[i] & 0x7fff);
-        largest[t] = most;
     }
+    __device__ void see(const uint4& q) {
+        most = largest_pair(largest_pair(most, largest_pair(q.x & 0x7fff7fff, q.y & 0x7fff7fff)), largest_pair(q.z & 0x7fff7fff, q.w & 0x7fff7fff));
+    }
+    __device__ void ask_for_rest() {
+        see(raw[0]);
+        if (pieces <= 32 * WARPS) return;
+        see(raw[1]);
+        ask_from(2 * 32 * WARPS);
+    }
+    __device__ void find_rest(const Args& a, bool wanted) {
+        if (pieces > 2 * 32 * WARPS) {
+            see(raw[0]), see(raw[1]);
+#pragma unroll 1
+            for (int i = threadIdx.x + 4 * 32 * WARPS; i < pieces; i += 32 * WARPS) see(load_words(x + i * 8, true));
+        }
+        if (wanted && pieces * 8 != a.columns)
+#pragma unroll 1
+            for (int i = pieces * 8 + threadIdx.x; i < a.columns; i += 32 * WARPS) most = largest_pair(most, x[i] & 0x7fff);
+    }
+};
+// Tell it of a token; once that is done for all, `tell_known`.
+__device__ inline void tell_largest(Shared& own, u32 largest, int token) {
+    const u32 all = __reduce_max_sync(~0u, __float_as_uint(narrow_value((u16)max(largest & 0xffff, largest >> 16))));
+    if ((threadIdx.x & 31) == 0) atomicMax(&own.largest[token], all);
 }
-// Tell it; `ring.known` says that all have.
-__device__ inline void tell_largest(Shared& own, const Ring& ring, const u32 (&largest)[TOKENS]) {
-#pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-        const u32 all = __reduce_max_sync(~0u, __float_as_uint(narrow_value((u16)max(largest[t] & 0xffff, largest[t] >> 16))));
-        if ((threadIdx.x & 31) == 0) atomicMax(&own.largest[t], all);
-    }
+__device__ inline void tell_known(const Ring& ring) {
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(ring.known);
 }
 
 // The same where there is nothing to multiply.
 __device__ inline void look_for_largest(const Args& a, Shared& own, const Ring& ring) {
-    u32 largest[TOKENS];
     wait_for_input();
-    find_largest(a, largest);
-    tell_largest(own, ring, largest);
+#pragma unroll 1
+    for (int t = 0; t < TOKENS; t++) {
+        Largest largest;
+        largest.ask(a, t, true), largest.ask_for_rest(), largest.find_rest(a, true);
+        tell_largest(own, largest.most, t);
+    }
+    tell_known(ring);
 }
 
 // Words i and i + APART of 16 exchange what belongs to each other: one step of transposing 16 by 16 bits, twice beside each other.
@@ -109,8 +135,8 @@ template <int APART> __device__ inline void exchange(u32 (&words)[16]) {
     }
 }
 
-// The step of each column of V, from the largest of x·col_scale and of V, of each 256 columns: every warp for itself. Gives the inverse
-// of that of column lane % RANKS.
+// The step of each column of V, from the largest of x·col_scale and of V, of each 256 columns: every warp for itself. Gives what column
+// lane % RANKS adds to a number.
 __device__ inline float find_steps(Shared& own, int token, int warp) {
     constexpr int parts = 32 / RANKS, each = WARPS / parts;
     const int lane = threadIdx.x & 31, r = lane % RANKS, first = lane / RANKS * each;
@@ -120,12 +146,14 @@ __device__ inline float find_steps(Shared& own, int token, int warp) {
     for (int i = 0; i < each; i++) bits = max(bits, __float_as_uint(fabsf(__uint_as_float(own.most[token][first + i]) * own.v_max[(first + i) / 2][r])));
 #pragma unroll
     for (int step = RANKS; step < 32; step *= 2) bits = max(bits, __shfl_xor_sync(~0u, bits, step));
-    const float bound = __uint_as_float(bits);
-    // Beyond 2^126 a fast division gives 0; below the least, its result is not finite.
-    const bool odd = bits > 0x7e800000, some = !odd && bound > 1e-33f;
-    if (warp == 0 && lane < RANKS) own.step[token][r] = odd ? __uint_as_float(0x7fc00000u) : some ? bound * (1 / TOP) : 0.f;
-    return some ? __fdividef(TOP, bound) : 0.f;
+    // So that what is just below a power of two is not rounded up to it.
+    const u32 size = max(bits + (1 << 11) >> 23, (u32)LEAST_STEP);
+    if (warp == 0 && lane < RANKS) own.step[token][r] = __uint_as_float(size > MOST_STEP ? 0x7fc00000u : size + 2 - BITS << 23);
+    return __uint_as_float(size + 25 - BITS << 23 | 1 << 22);
 }
+
+// Of a column of W, the columns of V that a lane has.
+__device__ inline u32 own_v(u32 from, int column) { return GROUPS == 2 ? shared_word(from + column * V_BYTES) : shared_short(from + column * V_BYTES); }
 
 // All consumers together. The first time of a launch it waits for what was launched before, once V is on its way.
 __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, const Unit& unit, u8* z, bool again) {
@@ -138,36 +166,50 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
     if (!again) arrive_copied(ring.v_here);
     u32 scales[4] = {0, 0, 0, 0};
     load_four(a.col_scale, (i64)unit.chain * a.col_stride + column, a.columns - column, a.col_type, scales);
-    float largest = 0.f;
-    if (const int group = thread / RANKS, r = thread % RANKS; group < V_GROUPS && r < (int)row[WIDTH] && slice + group * 256 < a.columns)
-        largest = ((const float*)row[V_MAX])[(slice / 256 + group) * RANKS + r];
+    if (thread < V_GROUPS * RANKS) {
+        const int group = thread / RANKS, r = thread % RANKS;
+        const bool there = r < (int)row[WIDTH] && slice + group * 256 < a.columns;
+        own.v_max[group][r] = there ? ((const float*)row[V_MAX])[(slice / 256 + group) * RANKS + r] : 0.f;
+    }
     if (thread < TOKENS * RANKS) own.z_sums[thread / RANKS][thread % RANKS] = 0;
-    u32 largest_x[TOKENS];
+    float across[4];
+    word_values(scales, a.col_type, across);
+#pragma unroll
+    for (int i = 0; i < 4; i++) across[i] *= SMALLER;
+    await_copies();
+    __syncwarp();
+    // Of one token V waits for x in registers; for more there are too few.
+    const u32 from = part + v_place(block * 32) + q * 2 * GROUPS;
+    u32 v[32];
+    if (TOKENS == 1)
+#pragma unroll
+        for (int i = 0; i < 32; i++) v[i] = own_v(from, i);
     wait_for_input();
+#pragma unroll 1
     for (int t = 0; t < TOKENS; t++) {
+        Largest largest;
+        largest.ask(a, t, !again);
         const uint2 x = load_x(a.x + (i64)t * a.columns + column, a.columns - column);
-        if (t == 0 && !again) find_largest(a, largest_x);  // while that comes
         float values[4] = {narrow_value((u16)x.x), narrow_value((u16)(x.x >> 16)), narrow_value((u16)x.y), narrow_value((u16)(x.y >> 16))};
-        if (t == 0 && thread < V_GROUPS * RANKS) own.v_max[thread / RANKS][thread % RANKS] = largest;
         u32 most = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            values[i] *= word_value(scales[i], a.col_type) * SMALLER;
+            values[i] *= across[i];
             most = max(most, __float_as_uint(fabsf(values[i])));
         }
         most = __reduce_max_sync(~0u, most);
         if (lane == 0) own.most[t][warp] = most;
         __syncwarp();
         *(float4*)&own.xc[warp][block][q * 4] = float4{values[0], values[1], values[2], values[3]};
-        if (t == 0) await_copies();
+        largest.ask_for_rest();
         await_makers();
         const float steps = find_steps(own, t, warp);
+        largest.find_rest(a, !again);
         u32 words[GROUPS][16];
         int sums[GROUPS];
-        float inverse[GROUPS];
+        float magic[GROUPS];
 #pragma unroll
-        for (int j = 0; j < GROUPS; j++) sums[j] = 0, inverse[j] = __int_as_float(__shfl_sync(~0u, __float_as_int(steps), q * GROUPS + j));
-        const u32 from = part + v_place(block * 32) + q * 2 * GROUPS;
+        for (int j = 0; j < GROUPS; j++) sums[j] = 0, magic[j] = __int_as_float(__shfl_sync(~0u, __float_as_int(steps), q * GROUPS + j));
         // Columns i and i + 16 in the halves of a word.
 #pragma unroll
         for (int i = 0; i < 16; i += 4) {
@@ -175,31 +217,26 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
             const float xc[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                u32 v[2];
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const u32 at = from + (i + e + 16 * h) * V_BYTES;
-                    v[h] = GROUPS == 2 ? shared_word(at) : shared_short(at);
-                }
+                if (TOKENS > 1) v[i + e] = own_v(from, i + e), v[i + e + 16] = own_v(from, i + e + 16);
 #pragma unroll
                 for (int j = 0; j < GROUPS; j++) {
                     u32 numbers[2];
 #pragma unroll
-                    for (int h = 0; h < 2; h++) numbers[h] = __float_as_uint(fmaf(half_value((u16)(v[h] >> 16 * j)) * xc[h][e], inverse[j], MAGIC));
-                    sums[j] += numbers[0] + numbers[1];
+                    for (int h = 0; h < 2; h++) numbers[h] = __float_as_uint(fmaf(half_value((u16)(v[i + e + 16 * h] >> 16 * j)), xc[h][e], magic[j]));
                     words[j][i + e] = __byte_perm(numbers[0], numbers[1], 0x5410);
+                    sums[j] = halves_and(words[j][i + e], sums[j]);
                 }
             }
         }
 #pragma unroll
         for (int j = 0; j < GROUPS; j++) {
-            int sum = sums[j] - 32 * (int)__float_as_uint(MAGIC);
+            int sum = sums[j];
             sum += (int)__shfl_xor_sync(~0u, (u32)sum, 8);
             sum += (int)__shfl_xor_sync(~0u, (u32)sum, 16);
             if (block == 0) atomicAdd(&own.z_sums[t][q * GROUPS + j], sum);
         }
-        // The last token's Z takes the place of V.
-        if (t == TOKENS - 1) await_makers();
+        if (!again) tell_largest(own, largest.most, t);
+        if (TOKENS > 1 && t == TOKENS - 1) await_makers();  // its Z takes the place of V
         u32 to = shared_address(z + t * Z_TOKEN) + warp / 8 * (GROUPS * Z_TILE) + q * 128 + ((warp % 8 ^ q) << 4) + block * 4;
 #pragma unroll
         for (int j = 0; j < GROUPS; j++) {
@@ -209,6 +246,6 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
         }
     }
     show_stores();
-    if (!again) tell_largest(own, ring, largest_x);
+    if (!again) tell_known(ring);
     await_makers();
 }

@@ -50,6 +50,8 @@ static void atomicMax(uint32_t* p, uint32_t value) { *p = max(*p, value); }
 
 static uint64_t add_to(unsigned long long* p, unsigned long long more) { return (*p += more) - more; }
 static int32_t twice_and(int32_t number, uint32_t more) { return 2 * number + (int32_t)more; }
+static uint4 load_words(const void* p, bool wanted) { return wanted ? same_bits_<uint4>(p) : uint4{0, 0, 0, 0}; }
+static int32_t halves_and(uint32_t halves, int32_t number) { return number + (int16_t)halves + (int16_t)(halves >> 16); }
 static uint32_t chosen(uint32_t set, uint32_t other, uint32_t mask) { return (set & mask) | (other & ~mask); }
 static uint32_t largest_pair(uint32_t left, uint32_t right) { return max(left >> 16, right >> 16) << 16 | max(left & 0xffff, right & 0xffff); }
 template <class T> static T shared_(uint32_t address) {
