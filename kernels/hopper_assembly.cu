@@ -3,6 +3,10 @@
 
 __device__ inline void barrier_init(u32 b, int n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(b), "r"(n)); }
 __device__ inline void barrier_arrive(u32 b) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(b) : "memory"); }
+// Arrive once a word is there that was read from shared memory. To arrive does not wait for reads on their way, and the copy engine, which
+// others then let overwrite what was read, does not either: it has been seen to come first where reads of memory held up those of a warp.
+// What is added to the address is zero, which the compiler does not know.
+__device__ inline void barrier_arrive_after(u32 b, u32 word) { barrier_arrive(b + (word & (blockDim.y - 1))); }
 __device__ inline void barrier_expect(u32 b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
 }
@@ -46,8 +50,8 @@ __device__ inline void set_shared_word(u32 address, u32 word) { asm volatile("st
 __device__ inline void set_shared_words(u32 address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
-// What this thread stored in shared memory, the tensor cores see.
-__device__ inline void show_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread stored in shared memory, the tensor cores see; and what it read or knows to be read, the copy engine may overwrite.
+__device__ inline void fence_proxies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The larger ones of two pairs of whole numbers.
 __device__ inline u32 largest_pair(u32 left, u32 right) { u32 both; asm("max.u16x2 %0, %1, %2;" : "=r"(both) : "r"(left), "r"(right)); return both; }
 

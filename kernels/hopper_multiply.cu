@@ -112,7 +112,8 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
             await_products();
 #pragma unroll
             for (int k = 0; k < N / 2; k++) settle(acc[k]);
-            if (lane == 0) barrier_arrive(ring.empty + 8 * stage);
+            __syncwarp();
+            if (lane == 0) barrier_arrive_after(ring.empty + 8 * stage, left[0] | left[1] | __float_as_uint(row_known.y));
             float result[2];
 #pragma unroll
             for (int j = 0; j < 2; j++) {

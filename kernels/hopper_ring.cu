@@ -33,6 +33,7 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
             const int u_bytes = rank_bytes > 32 ? 0 : ((int)(u + (i64)(min(r + TILE, n_rows) - 1) * rank_bytes + own_bytes - from) + 15) & ~15;
             const u32 arrival = ring.full + 8 * stage;
             barrier_wait(ring.empty + 8 * stage, phase);
+            fence_proxies();
             barrier_expect(arrival, halves * BOX + u_bytes + ROW_BYTES);
             for (int h = 0; h < halves; h++)
                 // Past the end of the rows the signs read as zeros: those of a block without any.

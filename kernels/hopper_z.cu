@@ -120,6 +120,7 @@ __device__ inline void look_for_largest(const Args& a, Shared& own, const Ring& 
         largest.ask(a, t, true), largest.ask_for_rest(), largest.find_rest(a, true);
         tell_largest(own, largest.most, t);
     }
+    fence_proxies();
     tell_known(ring);
 }
 
@@ -245,7 +246,7 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
             for (int b = 0; b < BITS; b++) set_shared_word(to + j * Z_TILE + b * 1024, words[j][b]);
         }
     }
-    show_stores();
+    fence_proxies();
     if (!again) tell_known(ring);
     await_makers();
 }

@@ -71,7 +71,7 @@ static void set_shared_words(uint32_t address, uint32_t a, uint32_t b, uint32_t 
     if (address % 16) __builtin_trap();
     memcpy(anchor_ + (int32_t)address, words, 16);
 }
-static void show_stores() {}
+static void fence_proxies() {}
 static uint16_t shared_short(uint32_t address) { return shared_<uint16_t>(address); }
 
 // A barrier that counts arrivals and bytes.
@@ -93,6 +93,7 @@ static void barrier_init(uint32_t b, int n) {
     barriers_[b] = made;
 }
 static void barrier_arrive(uint32_t b) { change_(b, 1, 0); }
+static void barrier_arrive_after(uint32_t b, uint32_t) { barrier_arrive(b); }
 static void barrier_expect(uint32_t b, int bytes) { change_(b, 1, bytes); }
 static void barrier_wait(uint32_t b, uint32_t parity) {
     const Barrier_& barrier = barriers_.at(b);
