@@ -6,6 +6,7 @@ error unless every response is checked.
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ Buffer = bytes | bytearray | memoryview
 There = Callable[[int], object]
 #: Bytes that a local file gives at a time to who wants to know what is there: a part of the processor's caches.
 _STEP = 1 << 19
+_HOST_ALONE = re.compile(r"https?://[^/]*", re.IGNORECASE)
 
 
 @runtime_checkable
@@ -233,7 +235,9 @@ class FsspecSource:
 
 
 def beside(path: str, name: str) -> str:
-    """A path or key with another last segment."""
+    """A path, key or URL with another last segment. The host of a URL is none, also where nothing follows it."""
+    if _HOST_ALONE.fullmatch(path):
+        return f"{path}/{name}"
     folder, slash, _ = path.rpartition("/")
     return folder + slash + name
 

@@ -13,6 +13,7 @@ from bsformat import BlockCache, Network
 from bsformat.errors import AccessDeniedError, BstkError, FormatError, NotFoundError, SourceChangedError
 from bsformat.flow import Flow
 from bsformat.head import FIRST_READ
+from bsformat.source import beside
 from bsformat.superblock import SIZE as SUPERBLOCK
 from tests.bsformat.many import end_of, read_blocks
 from tests.bsformat.test_faults import Clock, network
@@ -365,6 +366,38 @@ def test_a_server_that_ignores_ranges_for_the_others(scripted: Scripted, path: P
         stop = volume.first_block + volume.n_blocks
         expected = read_blocks(local, volume.first_block, stop)
         assert read_blocks(container, volume.first_block, stop) == expected
+
+
+@pytest.mark.parametrize("backend", ["fsspec", "obstore"])
+def test_the_name_of_a_volume_is_never_a_host(scripted: Scripted, path: Path, backend: str) -> None:
+    """A first volume at a URL without a path: its author chooses the names of the others, and must not get a token."""
+    if backend == "obstore":
+        pytest.importorskip("obstore")
+    objects = served(scripted, path)
+    objects["/"] = objects["/model.bstk"]
+    options: Any = {"headers": {"Authorization": "s3cr3t"}} if backend == "fsspec" else {}
+    settings = network(Clock(), backend=backend)
+    with bsformat.open(scripted.base, network=settings, cache=False, **options) as container:
+        volume = container.volumes[1]
+        container.read_block(volume.first_block)
+        assert scripted.requests[-1].path == f"/{volume.name}"
+        assert scripted.requests[-1].headers.get("authorization") == options.get("headers", {}).get("Authorization")
+
+
+@pytest.mark.parametrize(
+    ("place", "there"),
+    [
+        ("http://a", "http://a/b.c"),
+        ("HTTPS://u:p@a:1", "HTTPS://u:p@a:1/b.c"),
+        ("http://a/", "http://a/b.c"),
+        ("http://a/m/x", "http://a/m/b.c"),
+        ("memory://x", "memory://b.c"),
+        ("x", "b.c"),
+        ("k/x", "k/b.c"),
+    ],
+)
+def test_beside(place: str, there: str) -> None:
+    assert beside(place, "b.c") == there
 
 
 def test_repack_reads_volumes_over_http(url: str, path: Path, tmp_path: Path) -> None:
