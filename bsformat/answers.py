@@ -63,8 +63,15 @@ class Answer(Protocol):
         """
         ...
 
-    def has_more(self) -> bool:
-        """Whether the body goes on. May wait for a byte as long as one may take."""
+    def has_more(self, seconds: float) -> bool:
+        """Whether the body goes on.
+
+        Args:
+            seconds: for finding out, which may take a byte.
+
+        Raises:
+            LinkError: as `receive`.
+        """
         ...
 
     def close(self) -> None:

@@ -117,7 +117,7 @@ class ForwardStream:
             self._take(part[:count])
             if count < len(part):
                 raise Transient(self._error(f"the response ended after {self._at} of {self._end} bytes"))
-        if self._at == self._end and answer.has_more():
+        if self._at == self._end and answer.has_more(min(self._network.stall_timeout, patience.left)):
             raise self._error(f"the server sends more than the {self._end} bytes it announced")
 
     def _take(self, chunk: memoryview) -> None:

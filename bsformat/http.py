@@ -201,7 +201,7 @@ class HttpSource:
                 body.length = min(body.length, max(0, self._identity.size - body.offset))
             before = body.done
             self._receive(answer, body, got, patience.left)
-            if body.done == before + got and answer.has_more():
+            if body.done == before + got and answer.has_more(min(self.network.stall_timeout, patience.left)):
                 body.reach(before)  # nothing of it is trusted
                 self._unsound(ShortReadError, f"the server sends more than the {got} bytes it announced", start)
             if body.done < body.length:

@@ -37,9 +37,9 @@ class SessionAnswer:
             came(len(chunk))
         return done
 
-    def has_more(self) -> bool:
+    def has_more(self, seconds: float) -> bool:
         """See `Answer.has_more`."""
-        more = len(_run(self._loop, self._response.content.read(1), None)) > 0
+        more = len(_run(self._loop, self._response.content.read(1), seconds)) > 0
         self._whole = not more
         return more
 
@@ -98,11 +98,11 @@ class SessionSender:
         """Nothing to release: fsspec shares its sessions."""
 
 
-def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _Result], seconds: float | None) -> _Result:
+def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _Result], seconds: float) -> _Result:
     """What a coroutine gives, run in the loop of the file system."""
 
     async def bounded() -> _Result:
-        async with asyncio.timeout(None if seconds is None else max(0.0, seconds)):
+        async with asyncio.timeout(max(0.0, seconds)):
             return await work
 
     try:

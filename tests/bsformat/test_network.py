@@ -678,6 +678,35 @@ def test_a_stream_that_stalls_ends() -> None:
     assert server.requests <= 1 + 3
 
 
+@pytest.mark.parametrize("how", ["direct", "session", "stream"])
+def test_a_body_whose_end_drips_does_not_last_for_ever(how: str) -> None:
+    """All bytes are there, and then the last chunk, byte by byte, each soon enough for a timeout of silence."""
+    lasted = threading.Event()
+
+    def fault(x: faulty.Exchange) -> None:
+        if how == "stream" and x.number == 0:
+            faulty.ignores_range(x)
+            return
+        headers = x.good_headers(0, len(DATA)) | {"Transfer-Encoding": "chunked"}
+        if how == "session":  # which takes one of the two
+            del headers["Content-Length"]
+        x.begin(200 if how == "stream" else 206, headers)
+        x.body(b"%x\r\n%s\r\n0;" % (len(DATA), DATA))
+        for _ in range(300):
+            x.body(b"x")
+            if x.server.closing.wait(0.01):
+                return
+        lasted.set()
+
+    options: dict[str, Any] = {"client_kwargs": {"headers": {"X-Plain": "p"}}} if how == "session" else {}
+    with serving(FaultyServer(DATA, fault, 1.0)) as server:
+        settings = network(Clock(), allow_stream=how == "stream", stall_timeout=0.2)
+        source = open_source(server.url(), network=settings, skip_instance_cache=True, **options)
+        data, size = watched(lambda: source.start(len(DATA)))
+        assert (bytes(data), size, lasted.is_set()) == (DATA, len(DATA), False)
+        source.close()
+
+
 def test_transient_failures_carry_their_error() -> None:
     failure = Transient(SourceError("what", where="here"), 3.0)
     assert (str(failure), failure.wait, failure.error.where) == ("what", 3.0, "here")
