@@ -284,10 +284,22 @@ def _date(text: str) -> float | None:
         return None
 
 
-_QUERY = re.compile(r"((?:[a-z][a-z0-9+.-]*://|/)[^\s?'\"<>]*)\?[^\s'\"<>)]+", re.IGNORECASE)
-_USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s?#@]*(?:@[^/\s?#@]*)*@", re.IGNORECASE)
+# Servers choose these texts too: no character is looked at again for each place at which a match might have begun.
+_BEFORE = r"([^\s?'\"<>]++)\?(?=[^\s'\"<>)])"
+_QUERY, _FOLLOWING = re.compile(r"(?<![^\s?'\"<>])" + _BEFORE), re.compile(_BEFORE)
+_VALUES = re.compile(r"[^\s'\"<>)]++")
+_USER = re.compile(r"(?<=[a-z0-9+.-]://)[^/\s?#]*@", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
     """A text with what URLs in it may carry taken out: user and password, and queries, where signatures stand."""
-    return _QUERY.sub(r"\1?…", _USER.sub(r"\1", text))
+    text, out, at = _USER.sub("", text), [], 0
+    found = _QUERY.search(text)
+    while found:
+        out.append(text[at : found.end()])
+        at = found.end()
+        if "/" in found[1] and (values := _VALUES.match(text, at)):
+            out.append("…")
+            at = values.end()
+        found = _FOLLOWING.match(text, at) or _QUERY.search(text, at)
+    return "".join([*out, text[at:]])
