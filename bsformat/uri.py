@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from .errors import SourceError
+from .errors import BstkError, SourceError
 from .network import Network, without_secrets
 from .only_file import the_only
 from .source import ByteSource, FileSource, FsspecSource, translated
@@ -33,6 +33,18 @@ def open_source(
     if isinstance(uri, ByteSource):
         return uri
     name = os.fspath(uri)
+    try:
+        return _opened(name, network, storage_options)
+    except BstkError:
+        raise
+    except Exception as error:  # of a URI that is none, or of a file system, which may raise anything
+        kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
+        raise SourceError(
+            f"cannot be opened: {kind}{without_secrets(str(error))}", where=without_secrets(name)
+        ) from None
+
+
+def _opened(name: str, network: Network | None, storage_options: dict[str, Any]) -> ByteSource:
     scheme = urlsplit(name).scheme if "://" in name or "::" in name else ""
     if scheme in ("", "file", "local"):
         path = fsspec.utils.stringify_path(name).split("://", 1)[-1] if scheme else name
@@ -49,10 +61,7 @@ def open_source(
         # botocore keeps 10 connections by itself; a read that waits for one would look like a server that stalls.
         given = storage_options.get("config_kwargs") or {}
         storage_options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, **given}
-    try:
-        fs, path = fsspec.core.url_to_fs(name, **storage_options)
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"cannot be opened: {without_secrets(str(error))}", where=without_secrets(name)) from None
+    fs, path = fsspec.core.url_to_fs(name, **storage_options)
     if scheme in ("http", "https"):
         from .http import HttpSource
 

@@ -657,7 +657,19 @@ def test_python_s_own_server_ignores_ranges(tmp_path: Path, sealed: bytes) -> No
     assert "range" in message(caught.value, url)
 
 
-@pytest.mark.parametrize("uri", ["nonsense://a", "http://", "s4://b/a.bstk"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "nonsense://a",
+        "http://",
+        "s4://b/a.bstk",
+        "http://[::1/a.bstk",
+        "file://[a",
+        "s3://b]/a.bstk",
+        "http://a\u2028b/a.bstk",
+        "ftp://127.0.0.1:1/a.bstk",
+    ],
+)
 def test_a_protocol_that_nobody_knows(uri: str) -> None:
     with pytest.raises(SourceError) as caught:
         bsformat.open(uri)
