@@ -264,9 +264,7 @@ class _Hub:
             names += page
             if (match := _NEXT.search(link)) is None:
                 return the_only(names, file.uri, "repository")
-            if not requester.is_hub(yarl.URL(match[1])):
-                raise self._nonsense(file, "a next page on another host")
-            url = match[1]
+            url = self._next_page(requester, url, match[1], file)
         raise SourceError(f"lists more than {_PAGES} pages of files: name the .bstk", where=file.uri)
 
     def _page(self, answer: Answer, file: HubFile, seconds: float) -> list[str]:
@@ -280,6 +278,15 @@ class _Hub:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._nonsense(file, "no such list") from None
         return [path for path in files if isinstance(path, str) and path.endswith(".bstk") and "/" not in path]
+
+    def _next_page(self, requester: _HubRequester, url: str, link: str, file: HubFile) -> str:
+        try:
+            there = yarl.URL(url, encoded=True).join(yarl.URL(link, encoded=True))
+            if requester.is_hub(there):
+                return str(there)
+        except ValueError:
+            raise self._nonsense(file, "a next page that is no URL") from None
+        raise self._nonsense(file, "a next page on another host")
 
     def _nonsense(self, file: HubFile, what: str) -> SourceError:
         return SourceError(f"the hub was asked for a list of files and answers with {what}", where=file.uri)

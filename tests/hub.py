@@ -57,6 +57,7 @@ class Hub:
         uses: how often a link may be used; None: as often as one likes.
         trouble: statuses that the hub, or the store, answers first, each once.
         wrong: headers that replace those of the hub's links.
+        page: files on a page of a list; pages: the URL of the pages after the first, the usual one if it is "".
     """
 
     def __init__(self, hub_port: int, store_port: int) -> None:
@@ -67,7 +68,7 @@ class Hub:
         self.large, self.ranges, self.good, self.uses = 4096, True, 1, None
         self.trouble: dict[str, list[int]] = {"hub": [], "store": []}
         self.wrong: dict[str, str] = {}
-        self.page = 1000
+        self.page, self.pages = 1000, ""
         self.lock = threading.Lock()
         self.blobs: dict[str, bytes] = {}
         self._used = 0
@@ -180,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             rows += [{"type": "directory", "path": p, "size": 0, "oid": "0" * 40} for p in sorted(folders)]
             start = int(urlsplit(self.path).query.partition("cursor=")[2] or 0)
             page, more = rows[start : start + self.hub.page], start + self.hub.page < len(rows)
-            following = f"{self.hub.endpoint}{urlsplit(self.path).path}?cursor={start + self.hub.page}"
+            pages = self.hub.pages or self.hub.endpoint + urlsplit(self.path).path
+            following = f"{pages}?cursor={start + self.hub.page}"
             self.reply(200, json.dumps(page).encode(), **({"Link": f'<{following}>; rel="next"'} if more else {}))
         else:
             self.reply(200, json.dumps(rows).encode())

@@ -360,6 +360,20 @@ def test_the_only_file_of_a_repository(hub: Hub) -> None:
     assert {r.headers.get("authorization") for r in hub.asked("hub")} == {f"Bearer {TOKEN}"}
 
 
+@pytest.mark.parametrize("pages", ["/api/models/someone/tiny/tree/main", "main", ""])
+def test_the_next_page_may_be_named_as_seen_from_this_one(hub: Hub, pages: str) -> None:
+    hub.repository().commit({"README.md": b"#", "model.bstk": DATA})
+    hub.page, hub.pages = 1, pages
+    assert opened("hf://someone/tiny").name.endswith("/model.bstk")
+
+
+@pytest.mark.parametrize("pages", ["http://[::1", "http://localhost:1/", "mailto:a", "http://h:99999/"])
+def test_a_next_page_that_is_none(hub: Hub, pages: str) -> None:
+    hub.repository().commit({"README.md": b"#", "model.bstk": DATA})
+    hub.page, hub.pages = 1, pages
+    refused(SourceError, lambda: opened("hf://someone/tiny"), "answers with a next page")
+
+
 def test_none_or_several_files(hub: Hub) -> None:
     hub.repository().commit({"README.md": b"#"})
     refused(NotFoundError, lambda: opened("hf://someone/tiny"), "a repository without a .bstk")
