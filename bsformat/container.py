@@ -77,6 +77,7 @@ class Container:
         n = self.available_blocks
         self.planner = Planner(self.index.length[:n], ends[:n], self.index.required, s.blocks_offset, self.uri)
         self._scales = {k for t in self.metadata.tensors if t.packed for k in (t.row_scale, t.col_scale)}
+        self._attachments = {item.name: item for item in self.metadata.attachments}
         self._cached = None if cache is None else CachedSource(self.source, cache, head, n)
         self._reader: ByteSource = self._cached or self.source
         # What the first read brought beyond the head is kept like any other bytes.
@@ -282,9 +283,8 @@ class Container:
         Raises:
             NotFoundError: there is no such attachment. IntegrityError, FormatError: it is damaged.
         """
-        for item in self.metadata.attachments:
-            if item.name == name:
-                return self._attachment(item)
+        if (item := self._attachments.get(name)) is not None:
+            return self._attachment(item)
         names = ", ".join(a.name for a in self.metadata.attachments) or "none"
         raise NotFoundError(f"no attachment {name!r}; there are: {names}", where=self.uri, reason="attachment-unknown")
 

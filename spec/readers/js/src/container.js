@@ -64,6 +64,8 @@ export class Container {
   /** @type {Map<number, number[]> | undefined} chain to its blocks */
   #chains = undefined;
   #lead;
+  /** @type {Map<string, import("./metadata.js").Attachment>} by their names: a hostile file can have a million */
+  #attachments;
 
   /**
    * Steps 8 to 11; call `openContainer`.
@@ -94,6 +96,7 @@ export class Container {
     this.#resident = new Float64Array(this.available + 1);
     for (let b = 0; b < this.available; b++) this.#resident[b + 1] = this.#resident[b] + this.index.length[b];
     this.#lead = lead;
+    this.#attachments = new Map(this.metadata.attachments.map((item) => [item.name, item]));
   }
 
   /** Step 11. */
@@ -266,7 +269,7 @@ export class Container {
 
   /** An attached file, checked. @param {string} name @returns {Promise<Uint8Array>} */
   async attachment(name) {
-    const item = this.metadata.attachments.find((attachment) => attachment.name === name);
+    const item = this.#attachments.get(name);
     if (!item) throw new BstkError("attachment-unknown", `no attachment ${shown(name)}`);
     if (item.data) return item.data;
     const at = this.superblock.headLength + (item.offset ?? 0);

@@ -43,6 +43,14 @@ test("damage is listed, all of it, and the rest is still checked", async () => {
   await assert.rejects(file.readPrefix(1), { reason: "block-digest" });
 });
 
+test("attachments are found by name without a look at each of them", async () => {
+  const file = await open(bytes(`valid/${name}.bstk`));
+  assert.ok(file.metadata.attachments.length > 0);
+  file.metadata.attachments.find = () => assert.fail("a file can have a million of them, and all are verified");
+  assert.deepEqual(await file.verify(), []);
+  await assert.rejects(file.attachment("constructor"), { reason: "attachment-unknown" });
+});
+
 test("an alias names the same tensor, and a block beyond a prefix is not held", async () => {
   const file = await open(bytes(`valid/${name}.bstk`));
   const held = await file.readPrefix(10);
