@@ -2,13 +2,14 @@
 
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bsformat.atomic import writing
+from bsformat.atomic import new_beside, writing
 from bsformat.errors import WriteError
 
 
@@ -20,13 +21,12 @@ def new_file(path: Path) -> Iterator[Path]:
         WriteError: it cannot be written. Nothing is left behind then, and a file that was there stays.
     """
     with writing(os.fspath(path)):
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        fd, name = new_beside(os.fspath(path))
         os.close(fd)
         temporary = Path(name)
         try:
             yield temporary
             _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -48,13 +48,13 @@ def new_folder(path: Path, *, ours: re.Pattern[str], replace: bool) -> Iterator[
     """
     check_folder(path, ours=ours, replace=replace)
     with writing(os.fspath(path)):
-        temporary = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part"))
+        temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        temporary.mkdir()
         try:
             yield temporary
             for item in temporary.iterdir():
                 _flush(item)
             _flush(temporary)
-            temporary.chmod(0o777 & ~_umask())
             _put(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -106,9 +106,3 @@ def _flush(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

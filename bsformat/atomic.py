@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +34,7 @@ def spool(path: str) -> IO[bytes]:
 
 def replace_file(path: str, emit: Callable[[IO[bytes]], None]) -> None:
     """Write what ``emit`` writes next to ``path``, flush it to disk, and rename it over ``path``."""
-    folder = os.path.dirname(os.path.abspath(path))
-    fd, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".part")
+    fd, temporary = new_beside(path)
     try:
         with os.fdopen(fd, "wb") as out:
             emit(out)
@@ -47,11 +47,20 @@ def replace_file(path: str, emit: Callable[[IO[bytes]], None]) -> None:
         raise
 
 
+def new_beside(path: str) -> tuple[int, str]:
+    """A descriptor and the name of an empty file in the folder of ``path``, with the permissions of any new file.
+
+    The system gives it those. To ask for them one would have to change them for a moment, for all threads.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    while True:
+        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+        with suppress(FileExistsError):
+            return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
+
+
 def publish(temporary: str, path: str) -> None:
-    """Rename a file that is on the disk to ``path``, with the permissions of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
+    """Rename a file that is on the disk to ``path``."""
     os.replace(temporary, path)
     directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import IO, Any, Final, cast
 import numpy as np
 
 from . import registry
-from .atomic import publish, replace_file, writing
+from .atomic import new_beside, publish, replace_file, writing
 from .errors import BstkError, WriteError
 from .head import read_head
 from .metadata import Metadata, Volume
@@ -209,9 +208,7 @@ class _Pieces:
             if number in self._temporary:
                 self._open[number] = os.open(self._temporary[number], os.O_RDWR | os.O_CLOEXEC)
             else:
-                folder, name = os.path.split(os.path.abspath(self._places[number]))
-                made = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
-                self._open[number], self._temporary[number] = made
+                self._open[number], self._temporary[number] = new_beside(self._places[number])
         return self._open[number]
 
     def finish(self) -> None:

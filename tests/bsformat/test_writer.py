@@ -134,6 +134,14 @@ def test_new_files_follow_the_umask(tmp_path: Path) -> None:
     assert files(tmp_path) == ["a"]
 
 
+def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of all threads: what another one made in between would be open to everybody, and two would lose it."""
+    monkeypatch.setattr(os, "umask", None)
+    write_small(tmp_path / "a")
+    bsformat.repack(tmp_path / "a", tmp_path / "b.bstk", volume_size=100_000)
+    write_small(tmp_path / "a")
+
+
 def test_replaces_an_existing_file(small: Path) -> None:
     expected = small.read_bytes()
     small.write_bytes(b"old")
