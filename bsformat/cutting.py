@@ -101,13 +101,26 @@ def replace_volumes(path: str, names: Sequence[str], bounds: Sequence[int], emit
     """Write what ``emit`` writes to ``path`` and the volumes beside it, flush all to disk, and rename them.
 
     The first volume takes its name last: until then there is no file, or the old one if nothing of it is replaced.
+    Volumes of the old file that are left over are removed, but for those that another file beside it has too.
 
     Args:
         names: of the volumes after the first.
         bounds: where each volume begins in the file, and where the last one ends.
+
+    Raises:
+        WriteError: a volume of another file, whose first one was renamed or copied, has one of the names.
     """
     folder = os.path.dirname(os.path.abspath(path))
-    old = _volumes_of(path)
+    # As far as this module named them.
+    mine = re.compile(re.escape(os.path.basename(path).removesuffix(_SUFFIX)) + r"\.\d{5}" + re.escape(_SUFFIX))
+    old = {name for name in _volumes_of(path) if mine.fullmatch(name)}
+    others = _volumes_of_others(path, {*old, *names})
+    if taken := sorted(others.keys() & set(names)):
+        raise WriteError(
+            f"its volume {taken[0]} would replace that of {others[taken[0]]}, which is read from there: name another "
+            "output, or another folder",
+            where=path,
+        )
     if not names:
         replace_file(path, emit)
     else:
@@ -119,7 +132,7 @@ def replace_volumes(path: str, names: Sequence[str], bounds: Sequence[int], emit
                 with suppress(FileNotFoundError):
                     os.unlink(path)  # rather no file than one whose volumes are of another
             pieces.publish()
-    for name in old - set(names):
+    for name in old - set(names) - others.keys():
         with suppress(OSError):
             os.unlink(os.path.join(folder, name))
 
@@ -156,18 +169,37 @@ def split(path: str) -> tuple[str, ...]:
 
 
 def _volumes_of(path: str) -> set[str]:
-    """The volumes of the file that is to be replaced, as far as this module named them."""
-    mine = re.compile(re.escape(os.path.basename(path).removesuffix(_SUFFIX)) + r"\.\d{5}" + re.escape(_SUFFIX))
+    """The names of the other objects that a file is read from; none of what is no file."""
     try:
         source = FileSource(path)
     except BstkError:
         return set()
     try:
-        return {v.name for v in read_head(source, None).metadata.volumes if mine.fullmatch(v.name)}
+        head = read_head(source, None)
+        apart = head.superblock.own_length != head.superblock.present_length
+        return {v.name for v in head.metadata.volumes} if apart else set()
     except BstkError:
         return set()
     finally:
         source.close()
+
+
+def _volumes_of_others(path: str, names: set[str]) -> dict[str, str]:
+    """Which of some files beside ``path`` another file there is read from: their names, each with the name of one."""
+    folder, own = os.path.split(os.path.abspath(path))
+    there = {name for name in names if os.path.lexists(os.path.join(folder, name))}
+    if not there:
+        return {}
+    out: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name == own or entry.name in there or not os.path.isfile(entry.path):
+                continue
+            if entry.name.startswith(".") and entry.name.endswith(".part"):
+                continue  # what was being written when a process was killed is no file that is kept
+            linked = entry.is_symlink() and os.path.exists(path) and os.path.samefile(entry.path, path)
+            out |= dict.fromkeys(() if linked else _volumes_of(entry.path) & there, entry.name)
+    return out
 
 
 class _Pieces:

@@ -1,6 +1,7 @@
 """Files in several volumes: how they are cut, read, verified, joined and replaced on a local disk."""
 
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -387,6 +388,48 @@ def test_a_file_is_replaced_with_all_its_volumes(path: Path) -> None:
     assert len(names_of(path)) < len(before)
     bsformat.repack(path, path)
     assert sorted(os.listdir(path.parent)) == ["model.90000.bstk", "model.bstk"]
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["renamed", "copied"])
+def test_volumes_that_another_file_has_are_not_replaced(path: Path, copied: bool) -> None:
+    """A first volume may be renamed, as to keep the file, and the others keep their names: they are still its own."""
+    kept = path.with_name("kept.old")
+    if copied:
+        shutil.copy(path, kept)
+    else:
+        path.rename(kept)
+    before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
+    with pytest.raises(WriteError, match=r"volume model\.00002\.bstk would replace that of kept\.old.*another output"):
+        bsformat.repack(kept, path, budget="60%", volume_size=SIZE)
+    assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == before
+    # In one object it replaces the first one alone, and what is left over of that is not left over at all.
+    made = bsformat.repack(kept, path, budget="60%")
+    assert bsformat.verify(path, root=made.root).ok
+    assert bsformat.verify(kept).ok
+
+
+def test_a_file_that_is_whole_again_has_no_volumes_to_remove(path: Path, tmp_path: Path) -> None:
+    other = path.parent / "other" / path.name
+    other.parent.mkdir()
+    bsformat.fetch(path, other)
+    stranger = other.parent / "model.00002.bstk"
+    stranger.write_bytes(b"somebody's")
+    bsformat.repack(other, other)
+    assert stranger.read_bytes() == b"somebody's"
+
+
+def test_a_link_to_the_file_that_is_replaced_does_not_keep_its_volumes(path: Path) -> None:
+    (path.parent / "latest.bstk").symlink_to(path.name)
+    bsformat.repack(path, path, volume_size=2 * SIZE)
+    assert bsformat.verify(path.parent / "latest.bstk").ok
+
+
+def test_what_a_killed_process_left_and_broken_links_keep_no_volumes(path: Path) -> None:
+    """The first volume is the last to take its name: what was to take it lies beside the others, whole."""
+    shutil.copy(path, path.with_name(f".{path.name}.01234567.part"))
+    (path.parent / "loop").symlink_to("loop")
+    made = bsformat.repack(path, path, volume_size=2 * SIZE)
+    assert bsformat.verify(path, root=made.root).ok
 
 
 def test_a_failure_leaves_the_old_file_and_its_volumes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
