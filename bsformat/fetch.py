@@ -18,7 +18,7 @@ from .cache import BlockCache
 from .cache_place import choose_cache
 from .cached_head import read_cached_head
 from .container import Container
-from .errors import IntegrityError
+from .errors import IntegrityError, WriteError
 from .filling import Filler, Progress
 from .head import read_head
 from .network import Network, memory_of
@@ -94,6 +94,8 @@ def fetch(
             begun, is of another file. BudgetError: as `Container.plan`. WriteError: the output cannot be written.
     """
     path, most = os.fspath(output), memory_of(memory, network)
+    if os.path.isdir(path):
+        raise WriteError("is a folder: name the file that is to be made in it", where=path)
     with ExitStack() as stack:
         source = CountedSource(open_source(uri, network=network, **storage_options))
         stack.callback(source.close)

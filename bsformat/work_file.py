@@ -3,6 +3,7 @@
 Whatever ended the process that filled it, what is in it counts as far as digests say so, and no journal is needed.
 """
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
@@ -20,13 +21,19 @@ class WorkFile:
         path: made if it is not there.
 
     Raises:
-        WriteError: another process fills it. OSError: it cannot be opened.
+        WriteError: another process fills it, or it is a link. OSError: it cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         while True:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # What a link leads to is somebody else's, and the output would become that link.
+            try:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise WriteError("is a link: remove it, or name another output", where=path) from None
+                raise
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its last holder may have renamed it, or removed it, before the lock was had.

@@ -207,6 +207,29 @@ def test_a_folder_that_is_not_there(served: Scripted, tmp_path: Path) -> None:
     assert caught.value.reason == "write"
 
 
+def test_a_folder_as_the_output(served: Scripted, tmp_path: Path, small: Path) -> None:
+    """Also one that holds a file which would do: nothing is made of it, and nothing is read."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    small.rename(folder / "small.bstk")
+    for name in (str(folder), f"{folder}/"):
+        with pytest.raises(WriteError, match="is a folder") as caught:
+            fetch(served.url(), name)
+        assert caught.value.where == name
+    assert served.requests == []
+    assert os.listdir(folder) == ["small.bstk"]
+
+
+def test_a_link_in_place_of_what_is_filled(served: Scripted, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("dear diary")
+    (tmp_path / "local.bstk.part").symlink_to(precious)
+    with pytest.raises(WriteError, match="is a link") as caught:
+        fetch(served.url(), tmp_path / "local.bstk")
+    assert caught.value.where.endswith(".part")
+    assert precious.read_text() == "dear diary"
+
+
 def test_two_at_once(served: Scripted, tmp_path: Path) -> None:
     path = tmp_path / "local.bstk"
     with WorkFile(f"{path}.part"), pytest.raises(WriteError, match="another fetch"):
