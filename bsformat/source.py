@@ -7,6 +7,7 @@ error unless every response is checked.
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -144,19 +145,23 @@ class FileSource:
         self._folder = os.path.dirname(os.path.abspath(path))  # now: the process may change its own
         self._fd = -1
         with translated(path):
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            # A pipe that nobody writes to would be waited for until somebody does.
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             with translated(path):
                 self._identity = self._stat()
-                if os.path.isdir(path):
+                kind = os.fstat(self._fd).st_mode
+                if stat.S_ISDIR(kind):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                if not stat.S_ISREG(kind):
+                    raise SourceError("is no plain file, and cannot be read by ranges: save it as one", where=path)
         except BaseException:
             self.close()
             raise
 
     def _stat(self) -> tuple[int, int]:
-        stat = os.fstat(self._fd)
-        return stat.st_size, stat.st_mtime_ns
+        now = os.fstat(self._fd)
+        return now.st_size, now.st_mtime_ns
 
     def start(self, length: int) -> tuple[Buffer, int]:
         """See `ByteSource.start`."""

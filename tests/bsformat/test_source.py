@@ -657,6 +657,24 @@ def test_python_s_own_server_ignores_ranges(tmp_path: Path, sealed: bytes) -> No
     assert "range" in message(caught.value, url)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.bstk")
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            bsformat.open(tmp_path / "a.bstk")
+        except BstkError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [message(error, str(tmp_path)) for error in outcome if isinstance(error, SourceError)]
+    with pytest.raises(SourceError, match="no plain file"):
+        bsformat.open("/dev/null")
+
+
 @pytest.mark.parametrize(
     "uri",
     [
