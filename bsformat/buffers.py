@@ -3,8 +3,33 @@
 import mmap
 from typing import Final
 
+from .errors import SourceError
+from .units import format_size
+
 #: What is mapped is a multiple of this.
 _GRAIN: Final = 1 << 16
+
+
+def new_bytes(length: int, where: str, offset: int, kind: type[bytearray] = bytearray) -> bytearray:
+    """Memory for ``length`` bytes from ``offset`` of an object, which may be as long as a hostile file says.
+
+    Raises:
+        SourceError: there is not so much.
+    """
+    try:
+        return kind(length)
+    except (MemoryError, OverflowError):
+        raise too_large(length, where, offset) from None
+
+
+def too_large(length: int, where: str, offset: int) -> SourceError:
+    """The error of a range that there is no memory for."""
+    return SourceError(
+        f"{length} bytes ({format_size(length)}) are to be read at once, which is more memory than the system gives: "
+        "name a smaller budget, if it is a block, or read it on a larger machine",
+        where=where,
+        offset=offset,
+    )
 
 
 class Lease:
@@ -40,7 +65,7 @@ class Buffers:
         Args:
             extra: bytes that come to be held beside it.
             usual: a length that will be asked for often.
-            mapped: whether there is to be memory; else the bytes are only counted.
+            mapped: whether there is to be memory, or `MemoryError`; else the bytes are only counted.
             later: a length that will be asked for if all goes well. A buffer that long is taken at once where half of
                 the bound has room: what is not written to is no memory yet, and what was need not be made again.
         """
@@ -89,10 +114,17 @@ class Buffers:
 
 
 def _mapped(size: int) -> mmap.mmap:
-    """Memory of this process alone: pages that it could share take the system longer."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Memory of this process alone: pages that it could share take the system longer.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    try:
+        if not hasattr(mmap, "MAP_ANONYMOUS"):
+            return mmap.mmap(-1, size)
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError):
+        raise MemoryError(f"{size} bytes") from None
 
 
 def _is_free(memory: mmap.mmap) -> bool:

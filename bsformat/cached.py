@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import blake3
 import numpy as np
 
+from .buffers import new_bytes
 from .cache import BlockCache, segment_name
 from .head import Head
 from .leases import Leases
@@ -83,7 +84,7 @@ class CachedSource:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`. Ranges of whole blocks go through the cache, others do not."""
-        out = CheckedBytes(length)
+        out = new_bytes(length, self.name, offset, CheckedBytes)
         return out if self.get_into(offset, memoryview(out)) else bytearray(out)
 
     def get_into(self, offset: int, out: memoryview) -> bool:

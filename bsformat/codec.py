@@ -2,7 +2,7 @@
 
 import zstandard
 
-from .errors import FormatError
+from .errors import FormatError, UnsupportedError
 from .registry import ALIGNMENT, expansion_limit
 
 #: Fixed so that the same input gives the same bytes; the library's version is the one thing it still depends on.
@@ -29,6 +29,12 @@ def decompress(data: bytes | memoryview, length: int, what: str, where: str, rea
             out = _nothing(data)
     except zstandard.ZstdError as error:
         raise FormatError(f"{what} is not valid zstd: {error}", where=where, reason=reason) from None
+    except MemoryError:
+        raise UnsupportedError(
+            f"{what} decodes to {length} bytes, which is more memory than the system gives: use a larger machine",
+            where=where,
+            reason="unsupported",
+        ) from None
     if len(out) != length:
         raise FormatError(f"{what} decodes to {len(out)} bytes, expected {length}", where=where, reason=reason)
     return out

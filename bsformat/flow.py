@@ -14,7 +14,7 @@ from typing import Final
 
 from .adapt import LEAST_BYTES, Adaptive
 from .block import Block, Span
-from .buffers import Buffers, Lease
+from .buffers import Buffers, Lease, too_large
 from .container import Container
 from .errors import FormatError
 from .source import Buffer
@@ -274,7 +274,10 @@ class Flow:
         if self._requests is None and self._waiting > max(_AHEAD, self._allowed * size):
             return None  # the caller is slower than the link: more would only take memory, and the processor's caches
         later = 0 if self._request_bytes else self._pace.largest
-        lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped, later=later)
+        try:
+            lease = self._buffers.take(span.length, extra, usual, mapped=self._mapped, later=later)
+        except MemoryError:
+            raise too_large(span.length, self._container.uri, span.offset) from None
         if lease is None:
             return None
         self._runs[0] = (span.stop, stop)

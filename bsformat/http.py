@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import fsspec.asyn
 
 from .answers import Answer, Headers, LinkError
+from .buffers import new_bytes
 from .errors import (
     AccessDeniedError,
     BstkError,
@@ -119,7 +120,7 @@ class HttpSource:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `bsformat.ByteSource.get`."""
-        data = bytearray(length)
+        data = new_bytes(length, self.name, offset)
         self.get_into(offset, memoryview(data))
         return data
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec.asyn
 
+from .buffers import new_bytes
 from .errors import (
     AccessDeniedError,
     BstkError,
@@ -126,7 +127,7 @@ class ObstoreSource:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`."""
-        data = bytearray(length)
+        data = new_bytes(length, self.name, offset)
         self.get_into(offset, memoryview(data))
         return data
 

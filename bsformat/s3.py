@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import aiohttp
 import fsspec.asyn
 
+from .buffers import new_bytes
 from .errors import (
     AccessDeniedError,
     BstkError,
@@ -70,7 +71,7 @@ class S3Source:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `bsformat.ByteSource.get`."""
-        data = bytearray(length)
+        data = new_bytes(length, self.name, offset)
         self.get_into(offset, memoryview(data))
         return data
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+from .buffers import new_bytes
 from .errors import (
     AccessDeniedError,
     NotFoundError,
@@ -170,7 +171,7 @@ class FileSource:
 
     def get(self, offset: int, length: int) -> Buffer:
         """See `ByteSource.get`; a file that is written to in between is refused."""
-        out = bytearray(length)
+        out = new_bytes(length, self.name, offset)
         self.get_into(offset, memoryview(out))
         return out
 

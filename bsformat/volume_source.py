@@ -8,6 +8,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
+from .buffers import new_bytes
 from .errors import FormatError, NotFoundError, TruncatedError
 from .network import Signals
 from .source import Buffer, ByteSource, fill, signals_of
@@ -40,7 +41,7 @@ class VolumeSource:
         Raises:
             NotFoundError: reason ``volume-missing``. FormatError: ``volume-truncated``, ``volume-trailing-bytes``.
         """
-        out = bytearray(length)
+        out = new_bytes(length, self.name, offset)
         self.get_into(offset, memoryview(out))
         return out
 

@@ -1,7 +1,10 @@
 """Reading runs of blocks side by side: what is read, what is held, how it ends, and what it makes of a bad server."""
 
+import os
+import resource
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import pytest
 import bsformat
 from bsformat import Flow, Network, Reading
 from bsformat.errors import IntegrityError, SourceError
+from bsformat.volumes import Extent
 from tests.bsformat import faulty
+from tests.bsformat.encoder import Block, Image
 from tests.bsformat.faulty import FaultyServer, serving, status
 from tests.bsformat.test_faults import Clock, network, watched
-from tests.servers import Nginx
+from tests.servers import Nginx, Scripted
 
 MIB = 1 << 20
 
@@ -228,6 +233,53 @@ def test_an_error_comes_after_what_is_sound(data: bytes) -> None:
             take_all(container)
     assert got == expected(data)[: len(got)]
     assert got
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """No process has so much memory that a block of 2^40 bytes fits it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 39, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("where", ["local", "http", "cache", "volume"])
+def test_a_block_that_no_memory_holds(where: str, tmp_path: Path, scripted: Scripted, little_memory: None) -> None:
+    """A file of some hundred bytes, and a server that says that it is larger, can ask for it: one line says so."""
+    size = (1 << 40) - 64
+    tensors = [{"name": "a", "shape": [size], "dtype": "U8"}]
+    meta = {"writer": "t", "forms": [{"kind": "raw", "codec": "none"}], "aliases": {}, "attachments": []}
+    image = Image(
+        meta | {"tensors": tensors, "curves": [], "extra": {}}, [Block(b"", 0, 0, 0, length=size, stored=size)]
+    )
+    image.required = 1
+    total = len(image.seal()) + size
+    image.superblock = {"file_length": total, "present_length": total}
+    path = tmp_path / "huge.bstk"
+    path.write_bytes(image.seal())
+    scripted.data = image.seal().ljust(1 << 14, b"\0")
+    scripted.reply = lambda request: scripted.good(
+        request, Content_Range=f"bytes 0-{len(scripted.data) - 1}/{total}", Content_Length=str(len(scripted.data))
+    )
+    os.truncate(path, total)
+    uri = str(path) if where in ("local", "volume") else scripted.url()
+    cache = bsformat.BlockCache(tmp_path / "cache", 1 << 20) if where == "cache" else False
+    settings = network(Clock(), attempts=1)
+    with bsformat.open(uri, cache=cache, network=settings) as container:
+        if where == "volume":
+            container.source.join([Extent("huge.bstk", 0, 1, 0, total)])
+        calls = [lambda: container.read_block(0), lambda: bsformat.verify(container), lambda: list(flow_of(container))]
+        calls.append(lambda: bsformat.repack(container, tmp_path / "out.bstk"))
+        for call in calls:
+            with pytest.raises(SourceError, match=r"10995116\d{5} bytes \(1.0 TiB\).*more memory") as caught:
+                call()
+            assert caught.value.where == uri
+    assert not (tmp_path / "out.bstk").exists()
+
+
+def flow_of(container: bsformat.Container) -> Flow:
+    return Flow(container, [(0, len(container))], memory=1 << 20)
 
 
 def test_a_thread_that_breaks_leaves_nobody_waiting(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
