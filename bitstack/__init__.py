@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bsformat import __version__
 
 if TYPE_CHECKING:
-    from .api import Elastic, load, load_tokenizer
+    from .api import Elastic, load
+    from .attached import load_tokenizer
     from .automatic import govern
     from .evaluation import perplexity
     from .layers import BitStackEmbedding, BitStackLinear
@@ -33,7 +34,7 @@ _HOMES = {
     "govern": "automatic",
     "load": "api",
     "load_recipe": "recipe_file",
-    "load_tokenizer": "api",
+    "load_tokenizer": "attached",
     "pack": "pipeline",
     "perplexity": "evaluation",
 }

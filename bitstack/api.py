@@ -1,7 +1,6 @@
 """Loading a model from a container, and the handle that resizes it: where packed layers and the loader meet."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,8 +11,9 @@ import torch
 import bsformat
 from bitstack import loader
 from bsformat import Container, Plan, format_size
-from bsformat.errors import BudgetError, ModelError
+from bsformat.errors import BudgetError
 
+from .attached import load_tokenizer
 from .device_names import checked_dtype, device_named
 from .loaded import refuse_saving, tied_already
 from .needs import Needs, Use, needs_of
@@ -297,24 +297,3 @@ def fill(
     if progressive is not False:
         elastic.grow(budget, progress, watch)
     return shell.model
-
-
-def load_tokenizer(container: Container) -> Any:
-    """The tokenizer that travels in a file.
-
-    Raises:
-        ModelError: the file has none, or this version of transformers cannot read it.
-    """
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for item in container.metadata.attachments:
-            path = os.path.join(folder, *item.name.split("/"))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(container.attachment(item.name))
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the libraries behind it raise whatever they like on files they cannot read
-            detail = " ".join(str(error).replace(folder, "").split())[:300]
-            raise ModelError(f"holds no usable tokenizer: {detail}", where=container.uri) from None
