@@ -18,8 +18,9 @@ from .session import SessionSender
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: Redirects of one request.
 MAX_REDIRECTS = 10
-#: What another host must not see.
-_SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
+#: Headers that another host must not see: the usual ones, and what services have of their own, as X-Api-Key,
+#: Private-Token or X-Amz-Security-Token.
+_SECRET = re.compile(r"auth|cookie|token|key|secret|passw|credential|session|signature", re.IGNORECASE)
 #: Options of a request that are set here, whatever the file system was given.
 _OURS = frozenset({"headers", "auth", "cookies", "params", "timeout", "allow_redirects", "max_redirects"})
 _ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
@@ -138,7 +139,7 @@ class Requester:
         stranger = url.origin() != self._url.origin()
         bare = url
         if stranger:
-            own = {name: value for name, value in own.items() if name.lower() not in _SECRET}
+            own = {name: value for name, value in own.items() if not _SECRET.search(name)}
         else:
             if url == self._url and "params" in given:
                 options["params"] = given["params"]

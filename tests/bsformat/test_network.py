@@ -282,12 +282,13 @@ def test_a_fresh_url_that_does_not_come(scripted: Scripted) -> None:
 
 SECRET_OPTIONS: list[dict[str, Any]] = [
     {"headers": {"Authorization": "Bearer s3cr3t", "Cookie": "c=s3cr3t", "X-Plain": "p"}},
+    {"headers": {"X-Api-Key": "s3cr3t", "PRIVATE-TOKEN": "s3cr3t", "X-Auth": "s3cr3t", "X-Plain": "p"}},
     {"client_kwargs": {"headers": {"Authorization": "Bearer s3cr3t", "Cookie": "c=s3cr3t"}}},
     {"cookies": {"c": "s3cr3t"}},
 ]
 
 
-@pytest.mark.parametrize("options", SECRET_OPTIONS, ids=["headers", "session", "cookies"])
+@pytest.mark.parametrize("options", SECRET_OPTIONS, ids=["headers", "own", "session", "cookies"])
 def test_credentials_stay_with_their_host(scripted: Scripted, options: dict[str, Any]) -> None:
     """Another port is another origin already."""
     with serving(FaultyServer(DATA)) as other:
