@@ -25,7 +25,7 @@ from .forward import KEPT_BYTES
 from .http import HttpSource
 from .http_failures import Refused, failure_of
 from .hub_file import HubFile, is_commit
-from .hub_settings import authorization, downloaded, library_settings, usual_proxy
+from .hub_settings import DownloadedFile, authorization, downloaded, library_settings, usual_proxy
 from .network import TRANSIENT, Network, Patience, Transient, retry_after, without_secrets
 from .only_file import the_only
 from .redirects import MAX_REDIRECTS, REDIRECTS, Requester
@@ -44,7 +44,7 @@ def open_hub(uri: str, network: Network | None, options: Mapping[str, Any]) -> B
     """A source for a file of a hub, pinned to the commit that its revision is now.
 
     A URI without a file means the only ``.bstk`` at the top of the repository. A file that huggingface_hub has
-    downloaded, of that commit, is read where it is.
+    downloaded, of that commit, is read where it is; volumes of it that were not come from the hub.
 
     Args:
         options: ``token`` (a text, or False for none), ``endpoint``, and those of fsspec's HTTP file system.
@@ -72,10 +72,8 @@ def open_hub(uri: str, network: Network | None, options: Mapping[str, Any]) -> B
     if not file.path:
         file = file.at(path=hub.only_file(file))
     source = hub.find(file)
-    if (local := downloaded(source.file)) is not None:
-        source.close()
-        return FileSource(local)
-    return source
+    local = downloaded(source.file)
+    return source if local is None else DownloadedFile(local, source.file, source)
 
 
 class _HubRequester(Requester):

@@ -1,12 +1,13 @@
 """What huggingface_hub knows of this user: token, downloads, endpoint, proxy. It is imported when asked for."""
 
 import re
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from .errors import AccessDeniedError, SourceError
 from .hub_file import LOG_IN, HubFile
+from .source import ByteSource, FileSource, SiblingSource, beside
 
 
 def library_settings(file: HubFile) -> Any:
@@ -57,3 +58,29 @@ def downloaded(file: HubFile) -> str | None:
     except ValueError as error:  # of names that no repository can have
         raise SourceError(f"names no repository: {' '.join(str(error).split())[:200]}", where=file.uri) from None
     return path if isinstance(path, str) else None
+
+
+class DownloadedFile(FileSource):
+    """A file that huggingface_hub has downloaded. Of its other volumes those that were not are read from the hub.
+
+    Args:
+        file: which it is, at a commit. hub: the same, as the hub has it; closed with this one.
+    """
+
+    def __init__(self, path: str, file: HubFile, hub: "HubObject") -> None:
+        self._file, self._hub = file, hub
+        super().__init__(path)
+
+    def sibling(self, name: str) -> ByteSource:
+        """See `bsformat.source.SiblingSource`."""
+        path = downloaded(self._file.at(path=beside(self._file.path, name)))
+        return self._hub.sibling(name) if path is None else FileSource(path)
+
+    def close(self) -> None:
+        """Close the file, and connections to the hub."""
+        super().close()
+        self._hub.close()
+
+
+class HubObject(ByteSource, SiblingSource, Protocol):
+    """An object that has others beside it."""

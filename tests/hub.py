@@ -278,5 +278,6 @@ def downloaded(folder: Path, name: str, commit: str, files: dict[str, bytes]) ->
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(commit)
     for path, data in files.items():
+        (snapshot / path).parent.mkdir(exist_ok=True)
         (snapshot / path).write_bytes(data)
     return snapshot

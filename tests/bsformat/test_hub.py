@@ -15,7 +15,7 @@ from bsformat.source import ByteSource, FileSource
 from bsformat.uri import open_source
 from tests.bsformat.conftest import write_small
 from tests.bsformat.test_faults import Clock, network
-from tests.bsformat.volumes import write_volumes
+from tests.bsformat.volumes import names_of, write_volumes
 from tests.hub import TOKEN, Hub, downloaded
 
 DATA = random.Random(3).randbytes(50_000)
@@ -452,6 +452,24 @@ def test_a_downloaded_file_of_the_same_commit_is_read_where_it_is(
     assert not (tmp_path / "cache").exists()  # no second copy
     repository.commit({"model.bstk": data + b"\0"})
     assert not isinstance(opened(), FileSource)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_volumes_that_were_not_downloaded_come_from_the_hub(hub: Hub, tmp_path: Path, count: int) -> None:
+    from huggingface_hub import constants
+
+    first = write_volumes(tmp_path / "m")
+    files = {name: (first.parent / name).read_bytes() for name in names_of(first)}
+    hub.large = 0
+    commit = hub.repository().commit({f"sub/{name}": data for name, data in files.items()})
+    there = {f"sub/{name}": files[name] for name in list(files)[:count]}
+    downloaded(Path(constants.HF_HUB_CACHE), "someone/tiny", commit, there)
+    with bsformat.open("hf://someone/tiny/sub/model.bstk") as container, bsformat.open(first) as local:
+        assert isinstance(open_source("hf://someone/tiny/sub/model.bstk"), FileSource)
+        before = len(hub.asked("hub"))
+        for volume in local.volumes:
+            assert container.read_block(volume.first_block) == local.read_block(volume.first_block)
+        assert len(hub.asked("hub")) == before + max(0, len(files) - count)
 
 
 # --- whole files ------------------------------------------------------------------------------------------------------
