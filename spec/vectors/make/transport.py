@@ -69,6 +69,9 @@ def answers() -> Iterator[dict[str, Any]]:
     yield vector("server-error", "source", "a server that keeps failing", {"status": 500, "body": "none"})
     empty = {"status": 416, "body": "none", "range": "bytes */0"}
     yield vector("empty-object", "truncated", "an object of no bytes has no range", empty)
+    nothing = {"status": 200, "body": "none"}
+    yield vector("empty-object-whole", "truncated", "an object of no bytes in place of a range of it", nothing)
+    yield vector("empty-later", "range-unsupported", "status 200 without a byte, later", {}, nothing, then="read")
 
 
 def volume_answers() -> Iterator[dict[str, Any]]:
@@ -90,6 +93,8 @@ def volume_answers() -> Iterator[dict[str, Any]]:
     yield vector("denied", "access-denied", "the first volume may be read, the second not", {}, denied)
     empty = {"status": 416, "body": "none", "range": "bytes */0"}
     yield vector("empty", "volume-truncated", "a volume of no bytes has no range", {}, empty)
+    nothing = {"status": 200, "body": "none"}
+    yield vector("empty-whole", "volume-truncated", "a volume of no bytes in place of a range of it", {}, nothing)
     less, more = {"range": "bytes {begin}-{last}/200"}, {"range": "bytes {begin}-{last}/99999"}
     yield vector("short", "volume-truncated", "a volume that is shorter than the index says", {}, less)
     yield vector("long", "volume-trailing-bytes", "a volume that is longer than the index says", {}, more)

@@ -173,6 +173,7 @@ export class HttpSource {
     // What ends before the range begins is an answer to the first request, of an object that may be another one than it should be.
     const told = /^bytes \*\/(\d+)$/.exec(range);
     if (first && status === 416 && told && Number(told[1]) <= offset) return { data: new Uint8Array(0), size: Number(told[1]) };
+    if (first && status === 200 && answer.headers.get("Content-Length") === "0") return { data: new Uint8Array(0), size: 0 };
     if (status === 404 || status === 410) refuse("not-found", `status ${status}`);
     if (status === 401 || status === 403) refuse("access-denied", `status ${status}`);
     if (status === 412 || (status === 416 && !first)) refuse("source-changed", "the object is not the one that was opened; open it again");
