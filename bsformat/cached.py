@@ -17,6 +17,7 @@ from .head import Head
 from .leases import Leases
 from .network import Signals
 from .source import Buffer, ByteSource, fill, signals_of
+from .stopping import check_wanted
 
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds that a range is waited for while another process holds its lease and nothing of it comes, and between looks.
@@ -203,6 +204,7 @@ class CachedSource:
         """
         deadline = time.monotonic() + PATIENCE
         while True:
+            check_wanted()
             lease = self._lease()
             if lease is None:
                 return [], self._read(missing, out, base)

@@ -5,8 +5,9 @@ for; retries, pauses, deadlines and going on inside a range are those of `bsform
 
 What obstore cannot do, and this source therefore neither: Retry-After is not told, so the pauses are only our own; it
 follows redirects itself, so they are not judged one by one, and a signed URL behind one is not asked for anew; it reads
-forward in no file whose server ignores ranges; bytes that drip are ended by the deadline, not by their rate; where an
-object has no strong ETag only its size and time are compared afterwards, as no condition is sent then.
+forward in no file whose server ignores ranges; bytes that drip are ended by the deadline, not by their rate; a read
+that nobody waits for any more ends with its next piece, or at a timeout; where an object has no strong ETag only its
+size and time are compared afterwards, as no condition is sent then.
 """
 
 import datetime
@@ -30,6 +31,7 @@ from .errors import (
 )
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, without_secrets
 from .source import Buffer, beside, checked, within
+from .stopping import check_wanted
 
 #: What s3fs calls some options, and obstore.
 _NAMES = {
@@ -219,6 +221,7 @@ class ObstoreSource:
             out[at : at + len(view)] = view
             at += len(view)
             came(len(view))
+            check_wanted()
             if patience.left <= 0:
                 raise TimeoutError
             if slow := pace.came(len(view)):

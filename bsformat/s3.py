@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import aiohttp
-import fsspec.asyn
 
 from .buffers import new_bytes
 from .errors import (
@@ -26,6 +25,7 @@ from .errors import (
 )
 from .network import TRANSIENT, Network, Pace, Patience, Signals, Transient, retry_after, without_secrets
 from .source import Buffer, beside, checked, translated, within
+from .stopping import run_in
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: Codes of S3 that may pass, whatever status they come with.
@@ -107,7 +107,7 @@ class S3Source:
             return 0
         patience = Patience(self.network, len(out))
         with translated(self.name):
-            return int(fsspec.asyn.sync(self._fs.loop, self._read, _Body(offset, out), patience))
+            return run_in(self._fs.loop, self._read(_Body(offset, out), patience))
 
     async def _read(self, body: _Body, patience: Patience) -> int:
         offset, length, renewed = body.offset, len(body.out), False

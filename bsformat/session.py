@@ -5,10 +5,10 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
-import fsspec.asyn
 import yarl
 
 from .answers import Answer, Came, Headers, LinkError, Trouble
+from .stopping import run_in
 
 _Result = TypeVar("_Result")
 
@@ -106,10 +106,9 @@ def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _Result], se
             return await work
 
     try:
-        result: _Result = fsspec.asyn.sync(loop, bounded)
+        return run_in(loop, bounded())
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _meaning(error) from None
-    return result
 
 
 def _meaning(error: Exception) -> LinkError:

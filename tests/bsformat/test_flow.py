@@ -1,5 +1,7 @@
 """Reading runs of blocks side by side: what is read, what is held, how it ends, and what it makes of a bad server."""
 
+import asyncio
+import itertools
 import os
 import resource
 import threading
@@ -14,12 +16,13 @@ import pytest
 import bsformat
 from bsformat import Flow, Network, Reading
 from bsformat.errors import IntegrityError, SourceError
+from bsformat.s3 import S3Source
 from bsformat.volumes import Extent
 from tests.bsformat import faulty
 from tests.bsformat.encoder import Block, Image
 from tests.bsformat.faulty import FaultyServer, serving, status
 from tests.bsformat.test_faults import Clock, network, watched
-from tests.servers import Nginx, Scripted
+from tests.servers import S3, Nginx, Scripted
 
 MIB = 1 << 20
 
@@ -205,6 +208,50 @@ def test_giving_up_waits_for_nothing(data: bytes, fault: faulty.Fault) -> None:
         flow = iter(Flow(container, [(0, len(container))], memory=64 * MIB, request_bytes=100_000, requests=4))
         next(flow)
         watched(flow.close)  # within less than half a minute
+    assert not [t for t in threading.enumerate() if t.name.startswith("bstk-read")]
+
+
+def test_giving_up_does_not_wait_for_the_session_of_a_file_system(data: bytes) -> None:
+    """What needs that session, as a proxy does, is read in a loop of another thread."""
+    settings = Network(stall_timeout=300, deadline=3000)
+    options: dict[str, Any] = {"client_kwargs": {"headers": {"X-Plain": "p"}}, "skip_instance_cache": True}
+    with (
+        serving(FaultyServer(data, faulty.stall, 1.0, spared=3)) as server,
+        bsformat.open(server.url(), network=settings, cache=False, **options) as container,
+    ):
+        flow = iter(Flow(container, [(0, len(container))], memory=64 * MIB, request_bytes=100_000, requests=4))
+        next(flow)
+        watched(flow.close, 10)
+    assert not [t for t in threading.enumerate() if t.name.startswith("bstk-read")]
+
+
+def test_giving_up_does_not_wait_for_s3(data: bytes, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Network(stall_timeout=300, deadline=3000)
+    uri = s3.put("stalls.bstk", data)
+    with bsformat.open(uri, network=settings, cache=False, **s3.storage_options) as container:
+        attempt, count = S3Source._attempt, itertools.count()
+
+        async def stalls(source: S3Source, body: Any) -> bool:
+            if next(count) >= 3:
+                await asyncio.sleep(300)
+            return await attempt(source, body)
+
+        monkeypatch.setattr(S3Source, "_attempt", stalls)
+        flow = iter(Flow(container, [(0, len(container))], memory=64 * MIB, request_bytes=100_000, requests=4))
+        next(flow)
+        watched(flow.close, 10)
+    assert not [t for t in threading.enumerate() if t.name.startswith("bstk-read")]
+
+
+def test_giving_up_does_not_wait_for_another_process(data: bytes, scripted: Scripted, tmp_path: Path) -> None:
+    """It holds the lease of a range, and nothing of that comes."""
+    scripted.data = data
+    cache = bsformat.BlockCache(tmp_path / "cache", 1 << 30)
+    with bsformat.open(scripted.url(), cache=cache) as container, cache.leases(container.superblock.root) as other:
+        assert other.take(container.block(100).offset, container.size)
+        flow = iter(Flow(container, [(0, len(container))], memory=64 * MIB, request_bytes=100_000, requests=4))
+        next(flow)
+        watched(flow.close, 10)
     assert not [t for t in threading.enumerate() if t.name.startswith("bstk-read")]
 
 
