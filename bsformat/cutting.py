@@ -144,7 +144,8 @@ def split(path: str) -> tuple[str, ...]:
         The names of the volumes after the first; none if there is nothing to cut.
 
     Raises:
-        SourceError, FormatError: it cannot be read. WriteError: the volumes cannot be written; it is as it was.
+        SourceError, FormatError: it cannot be read. WriteError: the volumes cannot be written, or one has the name of
+            the file, or one that does not end in ``.bstk``; it is as it was.
     """
     source = FileSource(path)
     try:
@@ -161,11 +162,28 @@ def split(path: str) -> tuple[str, ...]:
                 out.write(source.get(at, min(_STEP, block.file_length - at)))
 
         names = tuple(volume.name for volume in volumes)
+        _check_own_names(path, names)
         with writing(path):
             replace_volumes(path, names, [0, *starts, block.file_length], emit)
         return names
     finally:
         source.close()
+
+
+def _check_own_names(path: str, names: Sequence[str]) -> None:
+    """Refuse volumes in the file's own place, or in that of files of another kind: its author chose the names.
+
+    Raises:
+        WriteError
+    """
+    own = os.path.basename(path).lower()
+    for name in names:
+        if name.lower() == own or not name.lower().endswith(_SUFFIX):
+            raise WriteError(
+                f"cannot be cut as it says, since one of its volumes is called {name!r}: repack it, which gives them "
+                "other names",
+                where=path,
+            )
 
 
 def _volumes_of(path: str) -> set[str]:

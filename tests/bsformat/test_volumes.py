@@ -220,6 +220,30 @@ def test_volumes_that_are_joined_keep_their_root(tmp_path: Path, path: Path) -> 
     assert cutting.split(str(one)) == ()  # there is nothing to cut any more
 
 
+@pytest.mark.parametrize("name", ["model.00003.bstk", "MODEL.00002.bstk"])
+def test_a_file_is_not_split_into_its_own_place(path: Path, tmp_path: Path, name: str) -> None:
+    single = tmp_path / "joined" / name
+    single.parent.mkdir()
+    root = bsformat.fetch(path, single).root
+    with pytest.raises(WriteError, match="one of its volumes is called 'model"):
+        cutting.split(str(single))
+    assert os.listdir(single.parent) == [name]
+    assert bsformat.verify(single, root=root).ok
+
+
+def test_a_file_does_not_become_files_of_another_kind(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its author chooses the names of volumes and what is in them, and the folder may be one that is run from."""
+    monkeypatch.setattr(cutting, "volume_name", lambda path, number: f"modeling_{number}.py")
+    odd = tmp_path / "odd" / "model.bstk"
+    odd.parent.mkdir()
+    bsformat.repack(path, odd, volume_size=SIZE)
+    bsformat.fetch(odd, tmp_path / "single.bstk")
+    with pytest.raises(WriteError, match=r"called 'modeling_2\.py'.*repack it"):
+        cutting.split(str(tmp_path / "single.bstk"))
+
+
 def test_nothing_is_split_that_says_nothing_of_volumes(single: Path) -> None:
     before = single.read_bytes()
     assert cutting.split(str(single)) == ()
