@@ -95,6 +95,14 @@ def test_refuses(text: object) -> None:
     assert repr(text) in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["9" * 1_100_000 + "TiB", "0." + "9" * 1_100_000 + "GiB", "9" * 1_100_000 + "%"])
+def test_refuses_more_digits_than_a_number_needs(text: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        parse_size(text, 1000)
+    assert len(str(caught.value)) < 1000
+    assert parse_size("9" * 28) == 10**28 - 1
+
+
 def test_a_percentage_of_nothing() -> None:
     with pytest.raises(BudgetError) as caught:
         parse_size("60%")
