@@ -9,7 +9,7 @@ _UNITS = {"": 1, "B": 1} | {
     f"{p}{s}": base ** (i + 1) for s, base in (("iB", 1024), ("B", 1000)) for i, p in enumerate("KMGT")
 }
 #: With as many digits as a number can need, and not so many that it takes long, or is beyond what can be computed.
-_SIZE = re.compile(r"\s*(\d{1,28}(?:\.\d{0,99})?|\.\d{1,99})\s*([A-Za-z]*|%)\s*")
+_SIZE = re.compile(r"\s*(\d{1,28}(?:\.\d{0,99})?|\.\d{1,99})\s*+([A-Za-z]*|%)\s*")
 
 
 def parse_size(text: str | int, total: int | None = None) -> int:

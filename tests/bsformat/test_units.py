@@ -103,6 +103,13 @@ def test_refuses_more_digits_than_a_number_needs(text: str) -> None:
     assert parse_size("9" * 28) == 10**28 - 1
 
 
+@pytest.mark.parametrize("spaces", ["{}", "1{}!", "1{}%!", "1B{}!"])
+def test_refuses_many_spaces_at_once(spaces: str) -> None:
+    """In time that grew with the square of their number this would take most of an hour."""
+    with pytest.raises(BudgetError):
+        parse_size(spaces.format(" " * 1_100_000), 1000)
+
+
 def test_a_percentage_of_nothing() -> None:
     with pytest.raises(BudgetError) as caught:
         parse_size("60%")
