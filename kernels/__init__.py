@@ -12,11 +12,12 @@ Importing this package imports torch, but neither triton nor any kernel: the fir
 from .backends import BACKENDS, available_backends
 from .blocks import LowRankBlock, SignBlock, payload_bytes
 from .chain import Chain
-from .dispatch import linear, rebuild, rows
+from .dispatch import linear, linear_together, rebuild, rows
 from .gradient import input_gradient
 from .preference import set_backend
 from .sparse import SparseBlock
 from .table import Room, Table, segments
+from .together import Together
 from .walk import walk_columns
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "SignBlock",
     "SparseBlock",
     "Table",
+    "Together",
     "available_backends",
     "input_gradient",
     "linear",
+    "linear_together",
     "payload_bytes",
     "rebuild",
     "rows",

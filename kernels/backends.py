@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +12,7 @@ from .chain import Chain
 from .devices import has_bit_products
 from .preference import asked
 from .table import Table, table_of
+from .together import Together
 
 BACKENDS: Final = ("hopper", "triton", "numba", "torch", "reference")
 
@@ -20,16 +21,27 @@ Matrix = Chain | Table
 """A matrix: one chain, or a table of the chains that its rows are shared out to."""
 
 
+class TogetherOperations(NamedTuple):
+    """Products of several matrices with the same x [tokens, columns]: whether they are for it, and the products.
+
+    Arguments of those: x, the matrices, of each a bias [rows] or None, of each out [tokens, rows].
+    """
+
+    takes: Callable[[torch.Tensor, Together], bool]
+    linear: Callable[[torch.Tensor, Together, Sequence[torch.Tensor | None], Sequence[torch.Tensor]], None]
+
+
 class Operations(NamedTuple):
     """What a backend does; all write all of `out`, which is contiguous and has at least one element.
 
     Arguments: x [tokens, columns], the matrix, a bias [rows] or None, out [tokens, rows]; the matrix, out [rows,
-    columns]; the matrix, ids [n], out [n, columns].
+    columns]; the matrix, ids [n], out [n, columns]. The last is None where there is nothing of that kind.
     """
 
     linear: Callable[[torch.Tensor, Matrix, torch.Tensor | None, torch.Tensor], None]
     rebuild: Callable[[Matrix, torch.Tensor], None]
     rows: Callable[[Matrix, torch.Tensor, torch.Tensor], None]
+    together: TogetherOperations | None = None
 
 
 @cache
@@ -70,7 +82,8 @@ def _load(name: str) -> Operations:
     if name == "hopper":
         from . import hopper_path
 
-        return _tabled(hopper_path)
+        several = TogetherOperations(hopper_path.takes_together, hopper_path.together)
+        return _tabled(hopper_path)._replace(together=several)
     if name == "triton":
         from . import triton_path
 

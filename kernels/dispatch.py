@@ -1,10 +1,12 @@
 """The public operations: check the arguments, choose a backend, call it."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 
 from .backends import Matrix, choose
+from .together import Together
 
 TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -56,14 +58,56 @@ def linear(
         raise ValueError(f"x must be [..., {matrix.columns}], not {list(x.shape)}")
     if x.device != matrix.device:
         raise ValueError(f"x is on {x.device}, the matrix on {matrix.device}")
-    if bias is not None and (bias.shape != (matrix.rows,) or bias.device != x.device):
-        raise ValueError(f"bias must be [{matrix.rows}] on {x.device}, not {list(bias.shape)} on {bias.device}")
+    _check_bias(bias, matrix.rows, x.device)
     y = _output(out, (*x.shape[:-1], matrix.rows), x.dtype, x.device)
     if y.numel():
         # Kernels take its address, and read it as it is laid out in memory.
         bias = None if bias is None else bias.detach().contiguous()
         operations.linear(x.detach().reshape(-1, matrix.columns), matrix, bias, y.view(-1, matrix.rows))
     return y if out is None else out
+
+
+def linear_together(
+    x: torch.Tensor,
+    together: Together,
+    *,
+    biases: Sequence[torch.Tensor | None] | None = None,
+    backend: str = "auto",
+) -> list[torch.Tensor] | None:
+    """Return x·Wᵀ + bias of several matrices W for the same x from one launch, bit for bit as `linear` gives each.
+
+    Args:
+        x: float16 or bfloat16 [..., columns], on the device of the matrices.
+        together: the matrices.
+        biases: of each [rows] or None; by default none of them has one.
+        backend: as for `linear`.
+
+    Returns:
+        Of each matrix [..., rows] of x.dtype; None where the backend has no launch for so many tokens, or for such
+        matrices or x: then `linear` is to be called for each.
+
+    Raises:
+        ValueError: as for `linear`.
+    """
+    operations = choose(backend, x.device)
+    tables = together.tables
+    columns, rows = tables[0].columns, [table.rows for table in tables]
+    if x.ndim == 0 or x.shape[-1] != columns:
+        raise ValueError(f"x must be [..., {columns}], not {list(x.shape)}")
+    if x.device != tables[0].device:
+        raise ValueError(f"x is on {x.device}, the matrices on {tables[0].device}")
+    biases = [None] * len(rows) if biases is None else biases
+    if len(biases) != len(rows):
+        raise ValueError(f"there must be {len(rows)} biases or Nones, not {len(biases)}")
+    for bias, size in zip(biases, rows, strict=True):
+        _check_bias(bias, size, x.device)
+    flat = x.detach().reshape(-1, columns)
+    if operations.together is None or not len(flat) or not operations.together.takes(flat, together):
+        return None
+    outs = [torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device) for n in rows]
+    held = [None if bias is None else bias.detach().contiguous() for bias in biases]
+    operations.together.linear(flat, together, held, [y.view(-1, y.shape[-1]) for y in outs])
+    return outs
 
 
 def rebuild(
@@ -120,6 +164,11 @@ def rows(
             )
         operations.rows(matrix, ids, out)
     return out
+
+
+def _check_bias(bias: torch.Tensor | None, rows: int, device: torch.device) -> None:
+    if bias is not None and (bias.shape != (rows,) or bias.device != device):
+        raise ValueError(f"bias must be [{rows}] on {device}, not {list(bias.shape)} on {bias.device}")
 
 
 def _check_type(dtype: torch.dtype, backend: str) -> None:

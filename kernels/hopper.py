@@ -4,20 +4,22 @@ The kernels are CUDA C++, `hopper_*.cu`: Triton knows no products of bits. This 
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from .cuda_driver import Kernel, Module
 from .devices import on_device
 from .hopper_source import assemble
-from .hopper_table import SLICE, TILE, HopperTable
+from .hopper_table import SLICE, TILE
 from .hopper_types import SCALE_TYPES
 from .running_sums import running_sums
 from .shares import FIELDS as SHARE_FIELDS
 from .table import Table
+from .together import MOST, Together
 
 BITS: Final = {torch.bfloat16: 14, torch.float16: 16}
 """Bits of a number of Z, by the type of x: more than x has, since a slice of columns shares a step."""
@@ -31,28 +33,40 @@ _SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums",
 """Of the source, in this order."""
 
 
-class _Arguments(ctypes.Structure):
-    """`Args` of the source."""
+class _Matrix(ctypes.Structure):
+    """`Matrix` of the source."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("x", "col_scale", "bias", "table", "counts", "maps", "shares", "row_values")
-        ),
-        *((name, ctypes.c_void_p) for name in ("sums", "y")),
-        *((name, ctypes.c_int) for name in ("rows", "chain_rows", "columns", "col_stride", "n_chains", "capacity")),
-        *((name, ctypes.c_int) for name in ("slices", "col_type", "bias_type")),
+        *((name, ctypes.c_void_p) for name in ("col_scale", "bias", "table", "counts", "maps", "row_values", "y")),
+        *((name, ctypes.c_int) for name in ("rows", "chain_rows", "col_stride", "capacity", "bias_type", "first")),
     )
+
+
+class _Common(ctypes.Structure):
+    """`Common` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "shares", "sums")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "n_chains", "capacity", "slices", "col_type")),
+    )
+
+
+@cache
+def _given(matrices: int) -> Any:
+    """`Given` of the source."""
+    fields = (("common", _Common), ("matrices", _Matrix * matrices))
+    return type("_Given", (ctypes.Structure,), {"_fields_": fields})
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A kernel compiled for a type of x, a number of tokens and columns of the factors."""
+    """A kernel compiled for a type of x, a number of tokens, columns of the factors, and most matrices of a launch."""
 
     bits: int
     ranks: int
     tokens: int
     bfloat: bool
+    matrices: int = 1
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes for Z, stages of the ring of signs, and bytes of shared memory of both."""
@@ -81,6 +95,7 @@ class Variant:
             "BITS": self.bits,
             "RANKS": self.ranks,
             "TOKENS": self.tokens,
+            "MATRICES": self.matrices,
             "STAGES": stages,
             "Z_SPACE": space,
             "SHARE_FIELDS": SHARE_FIELDS,
@@ -112,27 +127,84 @@ def multiply_few(x: torch.Tensor, table: Table, bias: torch.Tensor | None, out: 
         ValueError: the kernels are not for such a matrix.
         DriverError: the kernel cannot be compiled or launched.
     """
-    if not takes(x, table) or table.hopper is None:
+    known = table.hopper
+    if known is None or not takes(x, table):
         raise ValueError(f"the kernels do not take {x.dtype} for such a matrix: see `takes`")
-    with on_device(x.device):
-        x, start = x.contiguous(), 0
-        while start < len(x):
-            stop = start + min(table.hopper.few, 1 << (len(x) - start).bit_length() - 1)
-            _multiply(x[start:stop], table, table.hopper, bias, out[start:stop])
-            start = stop
+    if known.launch is None:
+        known.launch = Launch([table], known.shares, 1)
+    known.launch.multiply(x, [bias], [out])
 
 
-def _multiply(x: torch.Tensor, table: Table, known: HopperTable, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    variant = Variant(BITS[x.dtype], table.ranks, len(x), x.dtype == torch.bfloat16)
-    if bias is not None and bias.dtype not in SCALE_TYPES:
-        bias = bias.float()
-    sums = running_sums(len(x) * table.rows, x.device)
-    tensors = (x, table.col_scale, bias, table.rows_of_table, table.counts, known.maps, known.shares, known.row_values)
-    arguments = _Arguments(
-        *(None if t is None else t.data_ptr() for t in (*tensors, sums, out)),
-        *(table.rows, table.chain_rows, table.columns, table.col_stride, table.n_chains, table.capacity),
-        -(-table.columns // SLICE),
-        SCALE_TYPES[table.col_scale.dtype],
-        0 if bias is None else SCALE_TYPES[bias.dtype],
+def multiply_together(
+    x: torch.Tensor, together: Together, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]
+) -> None:
+    """The same for several matrices by the same x, in one launch; every one must be as `takes` wants it.
+
+    Raises:
+        ValueError: one of the tables is no more.
+        DriverError: the kernel cannot be compiled or launched.
+    """
+    tables = together.tables
+    if together.launch is None:
+        together.launch = Launch(tables, together.shares, MOST)
+    together.launch.multiply(x, biases, outs)
+
+
+class Launch:
+    """Launches for some tables, whose addresses stay: all that is the same for each is made once.
+
+    Args:
+        tables: of one matrix, or of several with one chain each. shares: what each program does.
+        matrices: that the kernel takes at most.
+    """
+
+    def __init__(self, tables: Sequence[Table], shares: torch.Tensor, matrices: int) -> None:
+        first, rows = tables[0], 0
+        self._given, self._matrices = _given(matrices), matrices
+        given = self._given()
+        for number, table in enumerate(tables):
+            given.matrices[number] = _described(table, rows)
+            rows += table.rows
+        given.common = _Common(
+            *(None, shares.data_ptr(), None, rows, first.columns, sum(table.n_chains for table in tables)),
+            *(max(table.capacity for table in tables), -(-first.columns // SLICE), SCALE_TYPES[first.col_scale.dtype]),
+        )
+        self._told, self._rows, self._ranks, self._programs = bytes(given), rows, first.ranks, len(shares) - 1
+        self._few = min(table.hopper.few for table in tables if table.hopper is not None)
+        self._kernels: dict[tuple[int, torch.dtype], Kernel] = {}
+
+    def multiply(self, x: torch.Tensor, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]) -> None:
+        """See `multiply_few`; a bias and an output for each matrix."""
+        biases = [b if b is None or b.dtype in SCALE_TYPES else b.float() for b in biases]
+        with on_device(x.device):
+            x, start = x.contiguous(), 0
+            while start < len(x):
+                stop = start + min(self._few, 1 << (len(x) - start).bit_length() - 1)
+                self._launch(x[start:stop], biases, [out[start:stop] for out in outs])
+                start = stop
+
+    def _launch(self, x: torch.Tensor, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]) -> None:
+        given = self._given.from_buffer_copy(self._told)
+        given.common.x = x.data_ptr()
+        given.common.sums = running_sums(len(x) * self._rows, x.device).data_ptr()
+        for matrix, bias, out in zip(given.matrices, biases, outs, strict=False):
+            matrix.y = out.data_ptr()
+            if bias is not None:
+                matrix.bias, matrix.bias_type = bias.data_ptr(), SCALE_TYPES[bias.dtype]
+        kernel = self._kernels.get((len(x), x.dtype))
+        if kernel is None:
+            variant = Variant(BITS[x.dtype], self._ranks, len(x), x.dtype == torch.bfloat16, self._matrices)
+            kernel = self._kernels[len(x), x.dtype] = kernel_for(variant, x.device)
+        kernel.launch((self._programs, 1, 1), _THREADS, given)
+
+
+def _described(table: Table, first: int) -> _Matrix:
+    """A matrix of a launch, but for y and bias; of all rows of it, so many come before its own."""
+    known = table.hopper
+    if known is None:
+        raise ValueError("the table has nothing of what the kernels read")
+    tensors = (table.col_scale, None, table.rows_of_table, table.counts, known.maps, known.row_values, None)
+    return _Matrix(
+        *(None if t is None else t.data_ptr() for t in tensors),
+        *(table.rows, table.chain_rows, table.col_stride, table.capacity, 0, first),
     )
-    kernel_for(variant, x.device).launch((len(known.shares) - 1, 1, 1), _THREADS, arguments)

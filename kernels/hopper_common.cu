@@ -11,7 +11,8 @@
 //
 // Here is what all parts share; `hopper_units.cu`, `_z`, `_ring`, `_sums`, `_helpers` and `_multiply` follow. `hopper.py`
 // prepends: BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2, or 4 where RANKS is 8), BFLOAT (x and y are bfloat16, not float16), STAGES (of
-// the ring of signs), Z_SPACE, SIGN8, SHARE_FIELDS, the fields of a row of the table, and WGMMA.
+// the ring of signs), Z_SPACE, SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, and MATRICES: a launch multiplies one matrix, of
+// any number of chains; or up to so many, which then have one chain each, by the same x.
 #define SLICE 2048             // columns
 #define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a box of the copy engine
 #define TILE 64                // rows
@@ -38,19 +39,37 @@
 #define SMALLER (1.f / (1 << DOWN))
 #define KNOWN 32               // rows of the table that are kept in shared memory
 
-struct Args {
-    const u16* x;
+struct Matrix {
     const void* col_scale;
     const void* bias;
     const i64* table;
     const int* counts;
     const u8* maps;
-    const int* shares;
     const float2* row_values;  // reach and scale of each row; whole tiles for each chain
-    u64* sums;
     u16* y;
-    int rows, chain_rows, columns, col_stride, n_chains, capacity, slices;
-    int col_type, bias_type;
+    int rows, chain_rows, col_stride, capacity, bias_type;
+    int first;                 // row of all that are multiplied
+};
+// What is the same for all: `rows` and chains of all of them, and the largest capacity.
+struct Common {
+    const u16* x;
+    const int* shares;
+    u64* sums;
+    int rows, columns, n_chains, capacity, slices, col_type;
+};
+struct Given {
+    Common common;
+    Matrix matrices[MATRICES];
+};
+// The same, as it is looked at. Of several matrices, tables and counts are also in shared memory, if they have room there.
+struct Args : Common {
+#if MATRICES == 1
+    Matrix matrix;
+#else
+    const Matrix* matrices;
+    const i64* table;
+    const int* counts;
+#endif
 };
 
 // What a program holds in shared memory beside signs, U and Z.
@@ -67,8 +86,38 @@ struct Shared {
     u64 barriers[2 * STAGES + 2];
 };
 
-__device__ inline int rows_of(const Args& a, int chain) { return min(a.chain_rows, a.rows - chain * a.chain_rows); }
+#if MATRICES == 1
+__device__ inline const Matrix& matrix_of(const Args& a, int chain) { return a.matrix; }
+__device__ inline int within_matrix(int chain) { return chain; }
+__device__ inline int rows_of(const Args& a, int chain) { return min(a.matrix.chain_rows, a.matrix.rows - chain * a.matrix.chain_rows); }
+#else
+__device__ inline const Matrix& matrix_of(const Args& a, int chain) { return a.matrices[chain]; }
+__device__ inline int within_matrix(int chain) { return 0; }
+__device__ inline int rows_of(const Args& a, int chain) { return a.matrices[chain].rows; }
+#endif
 __device__ inline int tiles_of(const Args& a, int chain) { return (rows_of(a, chain) + TILE - 1) / TILE; }
 __device__ inline int halves_of(const Args& a, int slice) { return min(HALVES, (a.columns - slice * SLICE + 1023) / 1024); }
-// Where the rows of a chain are in `row_values`.
-__device__ inline i64 values_of(const Args& a, int chain) { return (i64)chain * ((a.chain_rows + TILE - 1) / TILE * TILE); }
+// The first row of a chain, of all that are multiplied.
+__device__ inline int first_of(const Args& a, int chain) {
+    const Matrix& m = matrix_of(a, chain);
+    return m.first + within_matrix(chain) * m.chain_rows;
+}
+#if MATRICES == 1
+__device__ inline const int* counts_of(const Args& a, int chain) { return a.matrix.counts + 2 * chain; }
+__device__ inline const i64* line_of(const Args& a, int chain, int segment) { return a.matrix.table + ((i64)chain * a.capacity + segment) * FIELDS; }
+#else
+__device__ inline const int* counts_of(const Args& a, int chain) { return a.counts ? a.counts + 2 * chain : a.matrices[chain].counts; }
+__device__ inline const i64* line_of(const Args& a, int chain, int segment) {
+    return a.table ? a.table + (chain * a.capacity + segment) * FIELDS : a.matrices[chain].table + segment * FIELDS;
+}
+#endif
+__device__ inline const u8* map_of(const Args& a, int chain, int segment) {
+    const Matrix& m = matrix_of(a, chain);
+    return m.maps + ((i64)within_matrix(chain) * m.capacity + segment) * 128;
+}
+__device__ inline const float2* row_values_of(const Args& a, int chain) {
+    const Matrix& m = matrix_of(a, chain);
+    return m.row_values + (i64)within_matrix(chain) * ((m.chain_rows + TILE - 1) / TILE * TILE);
+}
+// Where its scales of columns begin, as a number of them.
+__device__ inline i64 scales_of(const Args& a, int chain) { return (i64)within_matrix(chain) * matrix_of(a, chain).col_stride; }

@@ -17,7 +17,7 @@ struct Entries {
     // As far as it goes without x.
     __device__ void begin(const Args& a, int chain, int segment, int first, int count) {
         const int n_rows = rows_of(a, chain);
-        line = a.table + ((i64)chain * a.capacity + segment) * FIELDS;
+        line = line_of(a, chain, segment);
         size = *(const float*)line[SCALE] * SMALLER;
         for (lanes = 1; 2 * lanes * count <= 32;) lanes *= 2;
         const int lane = (threadIdx.x & 31) / lanes;
@@ -41,13 +41,14 @@ struct Entries {
     }
     // The scales of their columns, as they are stored.
     __device__ void load_scales(const Args& a, int chain, u32 (&out)[CHUNK / 32]) const {
-        const i64 own = (i64)chain * a.col_stride;
+        const void* scales = matrix_of(a, chain).col_scale;
+        const i64 own = scales_of(a, chain);
         if (a.col_type == 0) {
 #pragma unroll
-            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u32*)a.col_scale)[own + columns[k]];
+            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u32*)scales)[own + columns[k]];
         } else {
 #pragma unroll
-            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u16*)a.col_scale)[own + columns[k]];
+            for (int k = 0; k < CHUNK / 32; k++) out[k] = ((const u16*)scales)[own + columns[k]];
         }
     }
     // What they add, times 2^-DOWN, for all tokens, by the first of the lanes of a row.
@@ -93,15 +94,28 @@ struct Entries {
     }
 };
 
-// Rows of a chain that have single entries, or nothing at all, some at a time.
+// Rows of a chain that have single entries, or nothing at all, some at a time: so many that all helpers have as much to do.
 struct Rows {
-    int chain, first, count, needed;
+    int chain, first, count, needed, each;
+    __device__ explicit Rows(const Args& a) {
+        const int all = gridDim.x * HELPERS;
+        int total = 0;
+        for (chain = 0; chain < a.n_chains; chain++)
+            if (wanted(a)) total += rows_of(a, chain);
+        // The last piece of each chain may have less.
+        const int pieces = max(all * ((total + 64 * all - 1) / (64 * all)) - a.n_chains + 1, 1);
+        each = min(max((total + pieces - 1) / pieces, 1), 64);
+    }
+    __device__ bool wanted(const Args& a) const {
+        const int* counts = counts_of(a, chain);
+        return counts[0] == 0 || counts[0] > counts[1];
+    }
     // Those with a number, of all chains; false where there are not so many.
     __device__ bool find(const Args& a, int number) {
         for (chain = 0; chain < a.n_chains; chain++) {
-            const int n_rows = rows_of(a, chain), all = gridDim.x * HELPERS, each = min(64, (n_rows + all - 1) / all), pieces = (n_rows + each - 1) / each;
+            if (!wanted(a)) continue;
+            const int n_rows = rows_of(a, chain), pieces = (n_rows + each - 1) / each;
             needed = adders(a, chain);
-            if (needed && a.counts[2 * chain] == a.counts[2 * chain + 1]) continue;
             if (number < pieces) {
                 first = number * each, count = min(each, n_rows - first);
                 return true;
@@ -116,18 +130,20 @@ struct Rows {
 __device__ inline void help(const Args& a, Shared& own, const Ring& ring, int helper) {
     const int lane = threadIdx.x & 31;
     int number = helper * gridDim.x + blockIdx.x;
-    Rows rows;
+    Rows rows(a);
     Entries entries;
     bool some = rows.find(a, number), begun = some && rows.needed;
-    if (begun) entries.begin(a, rows.chain, a.counts[2 * rows.chain + 1], rows.first, rows.count);
+    if (begun) entries.begin(a, rows.chain, counts_of(a, rows.chain)[1], rows.first, rows.count);
     wait_for_input();
     for (; some; some = rows.find(a, number += HELPERS * gridDim.x)) {
         float totals[TOKENS][2] = {};
         int lanes = 1;
-        for (int s = a.counts[2 * rows.chain + 1]; s < a.counts[2 * rows.chain]; s++) {
+        const int* counts = counts_of(a, rows.chain);
+        const float2* row_values = row_values_of(a, rows.chain);
+        for (int s = counts[1]; s < counts[0]; s++) {
             if (!begun) entries.begin(a, rows.chain, s, rows.first, rows.count);
             begun = false, lanes = entries.lanes;
-            if (s == a.counts[2 * rows.chain + 1] && lane < rows.count) prefetch(a.row_values + values_of(a, rows.chain) + rows.first + lane);
+            if (s == counts[1] && lane < rows.count) prefetch(row_values + rows.first + lane);
             entries.sum(a, rows.chain, own.products[helper], totals);
         }
         barrier_wait(ring.known, 0);
@@ -135,10 +151,10 @@ __device__ inline void help(const Args& a, Shared& own, const Ring& ring, int he
         for (int t = 0; t < TOKENS; t++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                const int within = lane / lanes + 32 * e, row = rows.first + within, m = rows.chain * a.chain_rows + row;
+                const int within = lane / lanes + 32 * e, row = rows.first + within, m = first_of(a, rows.chain) + row;
                 if (within >= rows.count || lane % lanes) continue;
-                if (rows.needed) settle_row(a, add(a, m, t, rows.needed, totals[t][e], a.row_values[values_of(a, rows.chain) + row], exponent(__uint_as_float(own.largest[t]))), t);
-                else a.y[(i64)t * a.rows + m] = narrow(a.bias ? typed_value(a.bias, m, a.bias_type) : 0.f);
+                if (rows.needed) settle_row(a, add(a, rows.chain, m, t, rows.needed, totals[t][e], row_values[row], exponent(__uint_as_float(own.largest[t]))), t);
+                else write_row(a, rows.chain, m, t, 0.f);
             }
     }
 }

@@ -139,7 +139,7 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
             added.row = -1;
             // Two lanes of four add to a row each, as far as there are rows.
             const int r = first + turn * TILE + within + 8 * (quad & 1);
-            if (quad < 2 && r < rows_of(a, unit.chain)) added = add(a, unit.chain * a.chain_rows + r, token, weights.needed, total, row_known, weights.largest);
+            if (quad < 2 && r < rows_of(a, unit.chain)) added = add(a, unit.chain, first_of(a, unit.chain) + r, token, weights.needed, total, row_known, weights.largest);
         }
     }
     // All groups take as many turns.
@@ -150,20 +150,37 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
     settle_row(a, added, token);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1 + HELPERS), 1) multiply(const __grid_constant__ Args given) {
+extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1 + HELPERS), 1) multiply(const __grid_constant__ Given given) {
     begin_next();
     extern __shared__ __align__(1024) u8 memory[];
     __shared__ __align__(16) Shared own;
     u8* stages = memory + Z_SPACE;
-    Args a = given;
+    Args a;
+    (Common&)a = given.common;
     const int thread = threadIdx.x, warp = warp_number(), entries = a.n_chains * a.capacity;
     const Ring ring(own.barriers);
     // Everything is on its way at once, the table before it is known what of it this program needs.
-    const bool keep = entries <= KNOWN && thread < entries * FIELDS, keep_count = entries <= KNOWN && thread < 2 * a.n_chains;
+    bool keep = entries <= KNOWN && thread < entries * FIELDS, keep_count = entries <= KNOWN && thread < 2 * a.n_chains;
+#if MATRICES == 1
+    a.matrix = given.matrices[0];
+    const i64* line = a.matrix.table + thread;
+    const int* number = a.matrix.counts + thread;
+#else
+    a.matrices = given.matrices, a.table = nullptr, a.counts = nullptr;
+    const i64* line = nullptr;
+    const int* number = nullptr;
+    const int of_line = thread / (a.capacity * FIELDS), in_line = thread % (a.capacity * FIELDS);
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+        const Matrix& matrix = given.matrices[m];
+        if (m == of_line) line = matrix.table + in_line, keep = keep && in_line < matrix.capacity * FIELDS;
+        if (m == thread / 2) number = matrix.counts + thread % 2;
+    }
+#endif
     i64 kept = 0;
     int kept_count = 0;
-    if (keep) kept = load_long(a.table + thread);
-    if (keep_count) kept_count = load_int(a.counts + thread);
+    if (keep) kept = load_long(line);
+    if (keep_count) kept_count = load_int(number);
     // Which units are this program's, and which the first one is: see `shares.py`.
     const int* const share = a.shares + blockIdx.x * SHARE_FIELDS;
     const int first = load_int(share), count = load_int(share + SHARE_FIELDS) - first;
@@ -179,7 +196,11 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1 + HELPERS), 1) mult
     if (keep) own.table[thread] = kept;
     if (keep_count) own.counts[thread] = kept_count;
     __syncthreads();
+#if MATRICES == 1
+    if (entries <= KNOWN) a.matrix.table = own.table, a.matrix.counts = own.counts;
+#else
     if (entries <= KNOWN) a.table = own.table, a.counts = own.counts;
+#endif
     unit.enter(a);
     if (warp < WARPS) {
         more_registers();

@@ -18,12 +18,13 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
     for (int i = 0, n; i < count; i += n, unit.next_run(a)) {
         n = unit.run(count - i);
         const i64* row = unit.row(a);
-        const u8* map = a.maps + ((i64)unit.chain * a.capacity + unit.segment) * 128;
+        const u8* map = map_of(a, unit.chain, unit.segment);
         acquire_map(map);
         if (i == 0) barrier_wait(ring.v_here, 0);
         const bool plain = row[PLAIN] != 0;
         const int size = (int)row[KIND] == SIGN8 ? 1 : 2, rank_bytes = (int)row[RANK] * size, own_bytes = (int)row[WIDTH] * size;
         const int n_rows = rows_of(a, unit.chain), halves = halves_of(a, unit.slice);
+        const float2* row_values = row_values_of(a, unit.chain);
         const u8* u = (const u8*)row[U];
         for (int tile = unit.tile; tile < unit.tile + n; tile++) {
             const int r = tile * TILE;
@@ -38,7 +39,7 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
             for (int h = 0; h < halves; h++)
                 // Past the end of the rows the signs read as zeros: those of a block without any.
                 copy_box(shared_address(stages + stage * STAGE + h * BOX), map, unit.slice * (SLICE / 8) + h * 128, plain ? 1 << 30 : r, arrival);
-            bulk_copy(shared_address(values + stage * ROW_BYTES), (const u8*)(a.row_values + values_of(a, unit.chain) + r), ROW_BYTES, arrival);
+            bulk_copy(shared_address(values + stage * ROW_BYTES), (const u8*)(row_values + r), ROW_BYTES, arrival);
             if (u_bytes) bulk_copy(shared_address(factors + stage * U_BYTES), from, u_bytes, arrival);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }

@@ -19,21 +19,31 @@ __device__ inline float power(int exponent) { return __uint_as_float((u32)(expon
 
 // How many add to each row of a chain: every product, and once who adds up single entries.
 __device__ inline int adders(const Args& a, int chain) {
-    const int dense = a.counts[2 * chain + 1];
-    return dense * a.slices * GROUPS + (a.counts[2 * chain] > dense);
+    const int *counts = counts_of(a, chain), dense = counts[1];
+    return dense * a.slices * GROUPS + (counts[0] > dense);
 }
 
 // What was added to a row, until it is known whether that was the last.
 struct Added {
     u64 before, more;  // added up no sooner than needed, since what was there before takes its time to come
-    int row;           // -1: nothing
+    int row;           // of all that are multiplied; -1: nothing
     u32 needed;        // how many add to it, where the upper half of a sum counts them
     float unit;        // what a step of the sum is worth in y
+#if MATRICES > 1
+    int chain;
+#endif
 };
 
-// Add to a row of a matrix. `needed`: how many do. `value`: times 2^-DOWN. `known`: its reach,
+// Write a row of y: `row` of all that are multiplied.
+__device__ inline void write_row(const Args& a, int chain, int row, int token, float total) {
+    const Matrix& m = matrix_of(a, chain);
+    row -= m.first;
+    m.y[(i64)token * m.rows + row] = narrow(total + (m.bias ? typed_value(m.bias, row, m.bias_type) : 0.f));
+}
+
+// Add to a row of a chain. `needed`: how many do. `value`: times 2^-DOWN. `known`: its reach,
 // as an exponent, and its scale. `largest`: the exponent of |x|.
-__device__ inline Added add(const Args& a, int row, int token, int needed, float value, float2 known, int largest) {
+__device__ inline Added add(const Args& a, int chain, int row, int token, int needed, float value, float2 known, int largest) {
     const int size = max(__float_as_int(known.x) + largest, LEAST);
     const float whole = value * power(ROOM + DOWN - size);
     Added out;
@@ -41,6 +51,9 @@ __device__ inline Added add(const Args& a, int row, int token, int needed, float
     out.more = (1ull << COUNT) + (u64)(fabsf(whole) <= power(ROOM) && size <= MOST ? __float2ll_rn(whole) : 1ll << ODD);
     out.row = row, out.needed = (u32)needed << (COUNT - 32), out.unit = power(size - ROOM) * known.y;
     out.before = add_to(a.sums + (i64)token * a.rows + row, out.more);
+#if MATRICES > 1
+    out.chain = chain;
+#endif
     return out;
 }
 
@@ -54,6 +67,9 @@ __device__ inline void settle_row(const Args& a, const Added& added, int token) 
     a.sums[(i64)token * a.rows + added.row] = 0;
     const float unit = others >> (ODD - 32) ? __uint_as_float(0x7fc00000u) : added.unit;
     const float total = (float)(i64)(after - ((u64)added.needed << 32)) * unit;
-    const float bias = a.bias ? typed_value(a.bias, added.row, a.bias_type) : 0.f;
-    a.y[(i64)token * a.rows + added.row] = narrow(total + bias);
+#if MATRICES > 1
+    write_row(a, added.chain, added.row, token, total);
+#else
+    write_row(a, 0, added.row, token, total);
+#endif
 }

@@ -6,7 +6,7 @@ __device__ inline int warp_number() { return __shfl_sync(~0u, (int)threadIdx.x >
 // Units of work in one order: chain, slice, segment, tile of rows.
 struct Unit {
     int chain, slice, segment, tile, segments, tiles;
-    __device__ void enter(const Args& a) { segments = a.counts[2 * chain + 1], tiles = tiles_of(a, chain); }
+    __device__ void enter(const Args& a) { segments = counts_of(a, chain)[1], tiles = tiles_of(a, chain); }
     // Units from here on that differ in their tile only, of `most`.
     __device__ int run(int most) const { return min(tiles - tile, most); }
     __device__ void next_run(const Args& a) {
@@ -20,7 +20,7 @@ struct Unit {
             enter(a);
         } while (segments == 0);
     }
-    __device__ const i64* row(const Args& a) const { return a.table + ((i64)chain * a.capacity + segment) * FIELDS; }
+    __device__ const i64* row(const Args& a) const { return line_of(a, chain, segment); }
     // Which Z that is: segments with the same V share it.
     __device__ i64 z(const Args& a) const { return ((i64)chain * a.capacity + row(a)[SHARED]) * a.slices + slice; }
 };

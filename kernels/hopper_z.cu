@@ -166,7 +166,7 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
     bring_v(a, row, first, part);
     if (!again) arrive_copied(ring.v_here);
     u32 scales[4] = {0, 0, 0, 0};
-    load_four(a.col_scale, (i64)unit.chain * a.col_stride + column, a.columns - column, a.col_type, scales);
+    load_four(matrix_of(a, unit.chain).col_scale, scales_of(a, unit.chain) + column, a.columns - column, a.col_type, scales);
     if (thread < V_GROUPS * RANKS) {
         const int group = thread / RANKS, r = thread % RANKS;
         const bool there = r < (int)row[WIDTH] && slice + group * 256 < a.columns;

@@ -3,15 +3,17 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import pytest
 import torch
 
-from bitstack.kernels import Chain, LowRankBlock, SignBlock, SparseBlock
+from bitstack.kernels import Chain, LowRankBlock, SignBlock, SparseBlock, hopper
 from bitstack.kernels.chain import Block
+from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import entries, signs
+from tests.kernels import emulator
 
 MakeChain = Callable[..., Chain]
 Bound = Callable[..., torch.Tensor]
@@ -273,3 +275,31 @@ def bound() -> Bound:
 @pytest.fixture
 def unpack() -> Callable[[SignBlock], torch.Tensor]:
     return signs
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], Kernel]:
+    """The kernel of a variant, run on the CPU."""
+    emulator.needed()
+
+    @cache
+    def made(variant: hopper.Variant) -> Kernel:
+        folder = tmp_path_factory.mktemp("emulated")
+        return emulator.Emulated(emulator.compile_kernel(variant.source(), "multiply", "Given", folder))
+
+    return made
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=HOPPER)])
+def bits_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where matrices lie that the kernels are for."""
+    if request.param == "cuda":
+        yield "cuda"
+        return
+    made = request.getfixturevalue("emulated")
+    monkeypatch.setattr(hopper, "kernel_for", lambda variant, _: made(variant))
+    kept = torch.zeros(1 << 13, dtype=torch.int64)
+    monkeypatch.setattr(hopper, "running_sums", lambda count, _: kept[:count])
+    emulator.make_tables(monkeypatch)
+    yield "cpu"
+    assert not kept.any(), "a kernel has not left its sums as zeros, as the next one needs them"

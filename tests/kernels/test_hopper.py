@@ -5,18 +5,13 @@ The kernels also run elsewhere, compiled by a C++ compiler; `test_hopper_graphs.
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterator
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bitstack.kernels import Chain, Room, SignBlock, Table, dispatch, hopper, linear
-from bitstack.kernels.cuda_driver import Kernel
 from bitstack.kernels.reference import dense
-from tests.kernels import emulator
-from tests.kernels.conftest import HOPPER
 
 #: Elements of a matrix that take long enough without a GPU.
 SMALL = 1 << 17
@@ -32,32 +27,10 @@ EVERY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[hopper.Variant], Kernel]:
-    """The kernel of a variant, run on the CPU."""
-    emulator.needed()
-
-    @cache
-    def made(variant: hopper.Variant) -> Kernel:
-        folder = tmp_path_factory.mktemp("emulated")
-        return emulator.Emulated(emulator.compile_kernel(variant.source(), "multiply", "Args", folder))
-
-    return made
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=HOPPER)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture
+def device(bits_device: str) -> str:
     """Where matrices lie that the kernels are for."""
-    if request.param == "cuda":
-        yield "cuda"
-        return
-    made = request.getfixturevalue("emulated")
-    monkeypatch.setattr(hopper, "kernel_for", lambda variant, _: made(variant))
-    kept = torch.zeros(1 << 13, dtype=torch.int64)
-    monkeypatch.setattr(hopper, "running_sums", lambda count, _: kept[:count])
-    emulator.make_tables(monkeypatch)
-    yield "cpu"
-    assert not kept.any(), "a kernel has not left its sums as zeros, as the next one needs them"
+    return bits_device
 
 
 def _multiply(x, matrix, bias=None, out=None):
