@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .packed import PackedTensor
+from .siblings import Siblings
 from .standin import Matrix, Source, Stack, StandIn, Whole, put_in
 
 
@@ -55,6 +56,9 @@ class BitStackLinear(_Packed, nn.Linear):
     """
 
     bias: nn.Parameter | None  # type: ignore[assignment]
+    #: Layers that are given the same x, and its place among them.
+    siblings: Siblings | None = None
+    place: int = 0
 
     def __init__(
         self, packed: PackedTensor, bias: nn.Parameter | None = None, dtype: torch.dtype = torch.float32
@@ -70,6 +74,10 @@ class BitStackLinear(_Packed, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features], in x's type."""
+        if self.siblings is not None and not torch.compiler.is_compiling():
+            y = self.siblings.product(self, x)
+            if y is not None:
+                return y
         return self.packed.linear(x, bias=self.bias)
 
     def extra_repr(self) -> str:

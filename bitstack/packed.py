@@ -54,6 +54,8 @@ class PackedTensor:
         self.row_scale: torch.Tensor | None = None
         self.col_scale: torch.Tensor | None = None
         self._groups: tuple[Levels, ...] = ()
+        #: Another one after every change.
+        self.version = 0
         #: What compiled graphs know it by.
         self.number = operators.number(self)
 
@@ -99,6 +101,7 @@ class PackedTensor:
             former = [group.payloads for group in self._groups] or [()] * self.tensor.n_chains
             self._groups = tuple(self._over(number, payloads) for number, payloads in enumerate(former))
             self._table = None
+            self.version += 1
 
     def push(self, group: int, form: Form, payload: torch.Tensor) -> None:
         """Add the next level of a chain: uint8, flat, on the device of the scales. It is kept, not copied."""
@@ -119,6 +122,7 @@ class PackedTensor:
         else:
             self._table = None
         self._groups = tuple(groups.get(number, levels) for number, levels in enumerate(self._groups))
+        self.version += 1
 
     def _there(self, group: int) -> Levels:
         if not self._groups:
@@ -160,6 +164,7 @@ class PackedTensor:
         payloads = [tuple((form, move(data)) for form, data in group.payloads) for group in self._groups]
         self.row_scale, self.col_scale, self._table = moved(self.row_scale), moved(self.col_scale), None
         self._groups = tuple(self._over(number, group) for number, group in enumerate(payloads))
+        self.version += 1
 
     def linear(self, x: torch.Tensor, group: int | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x·Wᵀ + bias: [..., columns] -> [..., rows], in x's type; or those rows that one chain has.

@@ -24,6 +24,7 @@ from .gate import Gate, gate_passes
 from .layers import BitStackEmbedding, BitStackLinear, BitStackParameter
 from .packed import PackedTensor
 from .probe import use_eager_experts
+from .siblings import find_siblings
 from .targets import is_plain, is_plain_embedding
 from .task import model_class, task_of
 
@@ -89,6 +90,7 @@ class Shell:
         for tensor in container.model_tensors.values():
             if tensor.packed:
                 self._install(tensor)
+        find_siblings(self.model)
         for _, buffer, owner, name in _named_buffers(self.model):
             owner._buffers[name] = buffer.to(device)
         self.gate = Gate()

@@ -135,7 +135,7 @@ def complete(
         sampling |= {"top_p": None, "top_k": None}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     torch.manual_seed(seed)
-    with torch.inference_mode():
+    with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=room, pad_token_id=pad, **sampling)
     new = out[0, length:]
     if len(new) == room < max_new_tokens:

@@ -55,7 +55,7 @@ class Passes:
             raise self._refused(f"is a {type(model).__name__}, which keeps what it has read in a way that is not known")
         self.splits = all(type(layer).__name__ in _PLAIN for layer in getattr(cache, "layers", [None]))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, tokens: list[int], cache: Any) -> Pass:
         """One pass.
 

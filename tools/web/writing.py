@@ -106,7 +106,7 @@ def write(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     started = time.monotonic()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model.generate(
                 **inputs.to(model.device),
                 max_new_tokens=max_new_tokens,
