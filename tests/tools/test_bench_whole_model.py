@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from bitstack import kernels
 from bitstack.tools.bench import variants, whole_model
-from bitstack.tools.bench.decoder import SHAPES, Decoder
+from bitstack.tools.bench.decoder import GROUPS, SHAPES, Decoder
 
 CPU = torch.device("cpu")
 TINY = SHAPES["tiny"]
@@ -21,7 +21,7 @@ def test_every_variant_has_its_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert whole_model.main(args) == 0
     result = json.loads(capsys.readouterr().out)
     rows = result["models"]
-    assert [row["variant"] for row in rows] == ["packed", "packed", "bf16", "int4"]
+    assert [row["variant"] for row in rows] == ["packed", "packed", "bf16", "int4", "bf16-joined", "int4-joined"]
     for row, budget in zip(rows[:2], budgets, strict=True):
         assert 0.9 * budget < row["resident_bytes"] <= budget
         assert row["bits_least"] in (row["bits_most"], row["bits_most"] - 1)
@@ -29,6 +29,7 @@ def test_every_variant_has_its_row(capsys: pytest.CaptureFixture[str]) -> None:
     elements += TINY.layers * sum(m * n for m, n in TINY.matrices.values())
     assert rows[2]["resident_bytes"] == 2 * elements
     assert rows[3]["resident_bytes"] < rows[2]["resident_bytes"]
+    assert [row["resident_bytes"] for row in rows[4:]] == [row["resident_bytes"] for row in rows[2:4]]
     for row in rows:
         assert row["steps"] == 4
         assert row["tokens_per_second"] > 0
@@ -47,7 +48,7 @@ def test_a_graph_measures_every_variant(capsys: pytest.CaptureFixture[str]) -> N
     args = ["--model", "tiny", "--budgets", "200000,250000", "--steps", "20", "--device", "cuda"]
     assert whole_model.main(args) == 0
     rows = json.loads(capsys.readouterr().out)["models"]
-    assert [row["variant"] for row in rows] == ["packed", "packed", "bf16", "int4"]
+    assert [row["variant"] for row in rows] == ["packed", "packed", "bf16", "int4", "bf16-joined", "int4-joined"]
     resize = rows[0]["resize"]
     assert resize["back_as_before"]
     assert resize["logits_changed"]
@@ -96,13 +97,13 @@ def test_the_decoder_attends_as_a_model_without_a_cache_does() -> None:
     layers = [{name: torch.randn(m, n) * n**-0.5 for name, (m, n) in TINY.matrices.items()} for _ in range(TINY.layers)]
     table, head = torch.randn(TINY.vocabulary, TINY.hidden), torch.randn(TINY.vocabulary, TINY.hidden)
 
-    def linear(w: torch.Tensor) -> Any:
-        return lambda x: functional.linear(x, w)
+    def linear(*ws: torch.Tensor) -> Any:
+        return lambda x: [functional.linear(x, w) for w in ws]
 
     decoder = Decoder(
         TINY,
-        [{name: linear(w) for name, w in layer.items()} for layer in layers],
-        linear(head),
+        [[linear(*(layer[name] for name in group)) for group in GROUPS] for layer in layers],
+        lambda x: functional.linear(x, head),
         lambda ids: table[ids],
         dtype=torch.float32,
         device=CPU,

@@ -9,6 +9,10 @@ from torch.nn import functional
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """From x [1, columns] to y [1, rows]."""
+Linears = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""The same of several matrices for the same x."""
+GROUPS: Final = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""Matrices of a layer by what they are multiplied by, in the order of `Shape.matrices`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ _BASE: Final = 500000.0
 
 
 class Decoder:
-    """Greedy decoding of one sequence.
+    """Greedy decoding of one sequence; of every layer it gets the products of each of `GROUPS`.
 
     Attributes:
         token: int64 [1], the token that is read next.
@@ -63,7 +67,7 @@ class Decoder:
     def __init__(
         self,
         shape: Shape,
-        layers: Sequence[dict[str, Linear]],
+        layers: Sequence[Sequence[Linears]],
         head: Linear,
         embed: Linear,
         *,
@@ -101,19 +105,21 @@ class Decoder:
         mask = torch.zeros(hidden_from.shape, dtype=self._dtype, device=cos.device)
         mask.masked_fill_(hidden_from, -torch.inf)
         x = self._embed(self.token)
-        for number, layer in enumerate(self._layers):
+        for number, (attend, out, gate, down) in enumerate(self._layers):
             h = self._norm(x, 2 * number)
             # The query heads that share keys stand where several queries would: no copy of the keys for each of them.
-            q = _turned(layer["q"](h).view(1, shape.kv_heads, group, shape.head), cos, sin)
-            k = _turned(layer["k"](h).view(1, shape.kv_heads, 1, shape.head), cos, sin)
-            v = layer["v"](h).view(1, shape.kv_heads, 1, shape.head)
+            q, k, v = attend(h)
+            q = _turned(q.view(1, shape.kv_heads, group, shape.head), cos, sin)
+            k = _turned(k.view(1, shape.kv_heads, 1, shape.head), cos, sin)
+            v = v.view(1, shape.kv_heads, 1, shape.head)
             keys, values = self._cache[0, number], self._cache[1, number]
             keys.index_copy_(2, self.position, k)
             values.index_copy_(2, self.position, v)
             attended = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-            x = x + layer["o"](attended.reshape(1, shape.hidden))
+            x = x + out(attended.reshape(1, shape.hidden))[0]
             h = self._norm(x, 2 * number + 1)
-            x = x + layer["down"](functional.silu(layer["gate"](h)) * layer["up"](h))
+            gated, up = gate(h)
+            x = x + down(functional.silu(gated) * up)[0]
         self.logits.copy_(self._head(self._norm(x, 2 * shape.layers)))
         self.token.copy_(self.logits.argmax(-1))
         self.position.add_(1)

@@ -4,19 +4,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch.nn import functional
 
 from bitstack import kernels
-from bitstack.kernels import Chain, Room, Table, payload_bytes
+from bitstack.kernels import Chain, Room, Table, Together, payload_bytes
 
 from .accuracy import check, errors_of
 from .anchors import int4_linear, random_int4
-from .decoder import Decoder, Linear, Shape
+from .decoder import GROUPS, Decoder, Linear, Linears, Shape
 from .random_chains import DEFAULT_RANK, SPARSE_SHARE, default_chain
 
+T = TypeVar("T")
 DTYPE: Final = torch.bfloat16
 BITS: Final = range(1, 9)
 EMBEDDING_BITS: Final = 4
@@ -98,20 +99,15 @@ def packed(
     embed, embed_bytes = _embedding(shape, as_chain, device, backend)
     chains: list[Chain] = []
     tables: list[Table] = []
-    linears: list[Linear] = []
     for (rows, columns, share), own, most in zip(shapes_of(shape), bits, capacity, strict=True):
-        chain = default_chain(rows, columns, own, device, share=share)
-        table = _table(chain, most + bool(share))
-        linear = _linear(table, backend)
-        if len(chains) < len(shape.matrices):
-            x = torch.randn(1, columns, device=device).to(DTYPE)
-            exact = kernels.rebuild(chain, dtype=torch.float64, backend="reference")
-            check(errors_of(linear(x), x, exact), DTYPE)
-            del exact
-        chains.append(chain)
-        tables.append(table)
-        linears.append(linear)
-    decoder = _decoder(shape, linears, embed, device)
+        chains.append(default_chain(rows, columns, own, device, share=share))
+        tables.append(_table(chains[-1], most + bool(share)))
+    products = [_products(own, backend) for own in grouped(tables)]
+    for multiply, group in zip(products[: len(GROUPS)], grouped(chains), strict=False):
+        x = torch.randn(1, group[0].columns, device=device).to(DTYPE)
+        for chain, y in zip(group, multiply(x), strict=True):
+            check(errors_of(y, x, kernels.rebuild(chain, dtype=torch.float64, backend="reference")), DTYPE)
+    decoder = _decoder(shape, products, embed, device)
     size = embed_bytes + decoder.nbytes + sum(chain.nbytes for chain in chains)
     notes: dict[str, Any] = {"embedding": f"chain of {EMBEDDING_BITS} bits" if as_chain else "bfloat16"}
     notes |= {"bits_least": min(bits), "bits_most": max(bits)}
@@ -153,38 +149,69 @@ def _embedding(shape: Shape, as_chain: bool, device: torch.device, backend: str)
     return lambda ids: kernels.rows(chain, ids, dtype=DTYPE, backend=backend), chain.nbytes
 
 
-def dense(shape: Shape, device: torch.device) -> Model:
-    """A model in bfloat16."""
-    weights = [_random(rows, columns, device) for rows, columns, _ in shapes_of(shape)]
-    return _with_dense_embedding(shape, [partial(_dense_linear, w) for w in weights], weights, device)
+def grouped(matrices: Sequence[T]) -> list[list[T]]:
+    """One for each of `shapes_of`, by what they are multiplied by: `GROUPS` of each layer, then the head."""
+    left = iter(matrices)
+    layers = len(matrices) // sum(map(len, GROUPS))
+    groups = [[next(left) for _ in group] for _ in range(layers) for group in GROUPS]
+    return [*groups, *([one] for one in left)]
 
 
-def int4(shape: Shape, device: torch.device) -> Model:
-    """A model in PyTorch's int4, but for embedding and head, which stay in bfloat16."""
-    linears: list[Linear] = []
+def dense(shape: Shape, device: torch.device, joined: bool = False) -> Model:
+    """A model in bfloat16; `joined`: matrices that are multiplied by the same x are one."""
+    products: list[Linears] = []
     held: list[torch.Tensor] = []
-    for rows, columns, _ in shapes_of(shape)[:-1]:
-        codes, scales, _plain = random_int4(rows, columns, device)
-        linears.append(partial(int4_linear, packed=codes, scales=scales))
+    for sizes, columns in _sizes(shape, joined):
+        held.append(_random(sum(sizes), columns, device))
+        products.append(partial(_split, partial(_dense_linear, held[-1]), sizes))
+    return _with_dense_embedding(shape, products if joined else _in_groups(products), held, device)
+
+
+def int4(shape: Shape, device: torch.device, joined: bool = False) -> Model:
+    """A model in PyTorch's int4, but for embedding and head, which stay in bfloat16; `joined` as for `dense`."""
+    products: list[Linears] = []
+    held: list[torch.Tensor] = []
+    for sizes, columns in _sizes(shape, joined)[:-1]:
+        codes, scales, _plain = random_int4(sum(sizes), columns, device)
+        products.append(partial(_split, partial(int4_linear, packed=codes, scales=scales), sizes))
         held += [codes, scales]
     head = _random(shape.vocabulary, shape.hidden, device)
-    return _with_dense_embedding(shape, [*linears, partial(_dense_linear, head)], [*held, head], device)
+    products.append(partial(_split, partial(_dense_linear, head), [shape.vocabulary]))
+    return _with_dense_embedding(shape, products if joined else _in_groups(products), [*held, head], device)
+
+
+def _sizes(shape: Shape, joined: bool) -> list[tuple[list[int], int]]:
+    """Of every matrix the rows that its results have, and its columns."""
+    sizes = [(rows, columns) for rows, columns, _ in shapes_of(shape)]
+    if not joined:
+        return [([rows], columns) for rows, columns in sizes]
+    return [([rows for rows, _ in group], group[0][1]) for group in grouped(sizes)]
+
+
+def _in_groups(products: Sequence[Linears]) -> list[Linears]:
+    return [partial(_each, group) for group in grouped(products)]
+
+
+def _each(products: Sequence[Linears], x: torch.Tensor) -> list[torch.Tensor]:
+    return [y for product in products for y in product(x)]
+
+
+def _split(product: Linear, sizes: Sequence[int], x: torch.Tensor) -> Sequence[torch.Tensor]:
+    y = product(x)
+    return [y] if len(sizes) == 1 else torch.split(y, list(sizes), -1)
 
 
 def _with_dense_embedding(
-    shape: Shape, linears: Sequence[Linear], held: Sequence[torch.Tensor], device: torch.device
+    shape: Shape, products: Sequence[Linears], held: Sequence[torch.Tensor], device: torch.device
 ) -> Model:
     table = _random(shape.vocabulary, shape.hidden, device)
-    decoder = _decoder(shape, linears, lambda ids: functional.embedding(ids, table), device)
+    decoder = _decoder(shape, products, lambda ids: functional.embedding(ids, table), device)
     return Model(decoder, table.nbytes + decoder.nbytes + sum(w.nbytes for w in held), notes={"embedding": "bfloat16"})
 
 
-def _decoder(shape: Shape, linears: Sequence[Linear], embed: Linear, device: torch.device) -> Decoder:
-    names, width = list(shape.matrices), len(shape.matrices)
-    layers = [
-        dict(zip(names, linears[start : start + width], strict=True)) for start in range(0, len(linears) - 1, width)
-    ]
-    return Decoder(shape, layers, linears[-1], embed, dtype=DTYPE, device=device)
+def _decoder(shape: Shape, products: Sequence[Linears], embed: Linear, device: torch.device) -> Decoder:
+    layers = [products[start : start + len(GROUPS)] for start in range(0, len(products) - 1, len(GROUPS))]
+    return Decoder(shape, layers, lambda x: products[-1](x)[0], embed, dtype=DTYPE, device=device)
 
 
 def _random(rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -200,5 +227,12 @@ def _table(chain: Chain, capacity: int) -> Table:
     return Table(chain, replace(Room.of([chain]), segments=capacity))
 
 
-def _linear(table: Table, backend: str) -> Linear:
-    return lambda x: kernels.linear(x, table, backend=backend)
+def _products(tables: Sequence[Table], backend: str) -> Linears:
+    """Of matrices by the same x: in one launch, where there are kernels for that."""
+    together = Together(tables) if Together.possible(tables) else None
+
+    def products(x: torch.Tensor) -> Sequence[torch.Tensor]:
+        made = None if together is None else kernels.linear_together(x, together, backend=backend)
+        return [kernels.linear(x, table, backend=backend) for table in tables] if made is None else made
+
+    return products

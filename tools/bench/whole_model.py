@@ -1,10 +1,11 @@
 """Tokens per second of a whole model: ``python -m bitstack.tools.bench.whole_model --device cuda > result.json``.
 
 A model of the shape of Llama 3.1 8B with random weights decodes one sequence greedily, one CUDA graph a token: as
-chains at several budgets, in bfloat16, and in PyTorch's int4. Every resident byte of weights counts; the cache of keys
-and values does not. At the first budget the model is also resized, to the second and back, while its graph stays:
-timed until all tables are written, and until a replay has ended that computed with the new weights; then compared, bit
-by bit, with a graph that is captured anew.
+chains at several budgets, in bfloat16, and in PyTorch's int4. These two are measured as such models are loaded, every
+matrix by itself, and ``-joined``, where those that are multiplied by the same x are one matrix. Every resident byte of
+weights counts; the cache of keys and values does not. At the first budget the model is also resized, to the second and
+back, while its graph stays: timed until all tables are written, and until a replay has ended that computed with the new
+weights; then compared, bit by bit, with a graph that is captured anew.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-VARIANTS: Final = ("packed", "bf16", "int4")
+VARIANTS: Final = ("packed", "bf16", "int4", "bf16-joined", "int4-joined")
 BUDGETS: Final = "3.6GiB,4.5GiB,5.5GiB"
 WARM: Final = 8
 #: Steps after which logits are compared.
@@ -167,10 +168,10 @@ def run(
         make: Callable[[], Any] = partial(makers.packed, shape, bits, most, as_chain, device, backend)
         larger = list(plans.values())[1:2] if number == 0 else []
         todo.append(({"variant": "packed", "budget": budget}, make, [*larger, bits]))
-    if "bf16" in variants:
-        todo.append(({"variant": "bf16"}, partial(makers.dense, shape, device), []))
-    if "int4" in variants:
-        todo.append(({"variant": "int4"}, partial(makers.int4, shape, device), []))
+    for name in variants:
+        if name != "packed":
+            kind: Any = makers.int4 if name.startswith("int4") else makers.dense
+            todo.append(({"variant": name}, partial(kind, shape, device, name.endswith("joined")), []))
     rows = []
     for head, maker, bits_of in todo:
         row = head | _measured(maker, steps, bits_of, device, note)
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("8b", "tiny"), default="8b")
     parser.add_argument("--budgets", default=BUDGETS, help="of the packed model, rising, separated by commas")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="of packed, bf16, int4")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--steps", type=int, default=128, help="tokens that are timed")
     parser.add_argument("--backend", default="auto", help="of the kernels")
     parser.add_argument("--device")
