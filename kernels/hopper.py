@@ -69,16 +69,16 @@ class Variant:
     matrices: int = 1
 
     def sizes(self) -> tuple[int, int, int]:
-        """Bytes for Z, stages of the ring of signs, and bytes of shared memory of both."""
+        """Bytes for Z, stages of the ring of signs, and bytes that are left for x."""
         z = self.ranks * self.bits * SLICE // 8  # of a token
         v = SLICE // 32 * 33 * 2 * self.ranks  # it lies where the Z of the last token comes
         space = -(-((self.tokens - 1) * z + max(z, v)) // 1024) * 1024
         stages = min(8, (_SHARED_BYTES - space) // _STAGE_BYTES)
-        return space, stages, space + stages * _STAGE_BYTES
+        return space, stages, _SHARED_BYTES - space - stages * _STAGE_BYTES
 
     def source(self) -> str:
         """The source with all that it leaves open."""
-        space, stages, _ = self.sizes()
+        space, stages, x_space = self.sizes()
         n = self.bits * 8
         # One product of 64 rows of signs, N columns and 256 bits; the sums are N / 2 registers of each of 128 threads.
         # What describes the factors to the tensor cores differs in its lower half alone: DESCRIBED is the upper one.
@@ -98,6 +98,7 @@ class Variant:
             "MATRICES": self.matrices,
             "STAGES": stages,
             "Z_SPACE": space,
+            "X_SPACE": x_space,
             "SHARE_FIELDS": SHARE_FIELDS,
             "WGMMA(acc, a, b, add)": product,
         }
@@ -108,7 +109,7 @@ class Variant:
 def kernel_for(variant: Variant, device: torch.device) -> Kernel:
     """The kernel, loaded on a device."""
     with torch.cuda.device(device):
-        return Module(variant.source(), "sm_90a").kernel("multiply", variant.sizes()[2])
+        return Module(variant.source(), "sm_90a").kernel("multiply", _SHARED_BYTES)
 
 
 def takes(x: torch.Tensor, table: Table) -> bool:

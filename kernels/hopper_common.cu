@@ -11,7 +11,7 @@
 //
 // Here is what all parts share; `hopper_units.cu`, `_z`, `_ring`, `_sums`, `_helpers` and `_multiply` follow. `hopper.py`
 // prepends: BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2, or 4 where RANKS is 8), BFLOAT (x and y are bfloat16, not float16), STAGES (of
-// the ring of signs), Z_SPACE, SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, and MATRICES: a launch multiplies one matrix, of
+// the ring of signs), Z_SPACE, X_SPACE (bytes), SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, and MATRICES: a launch multiplies one matrix, of
 // any number of chains; or up to so many, which then have one chain each, by the same x.
 #define SLICE 2048             // columns
 #define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a box of the copy engine
@@ -83,7 +83,7 @@ struct Shared {
     i64 table[KNOWN * FIELDS];
     int counts[2 * KNOWN];
     float products[HELPERS][CHUNK];  // of single entries
-    u64 barriers[2 * STAGES + 2];
+    u64 barriers[2 * STAGES + 3];
 };
 
 #if MATRICES == 1

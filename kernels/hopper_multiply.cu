@@ -211,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1 + HELPERS), 1) mult
         if (warp == RING_WARP) {
             if ((thread & 31) == 0 && count) bring(a, ring, unit, count, stages);
         } else {
-            help(a, own, ring, warp - RING_WARP - 1);
+            help(a, own, ring, warp - RING_WARP - 1, stages + STAGES * (STAGE + U_BYTES + ROW_BYTES));
         }
     }
 }

@@ -1,12 +1,12 @@
 // How signs and rows of U come to shared memory.
 
-// Where a program's barriers are: of the ring, of the largest |x|, and of the first V.
+// Where a program's barriers are: of the ring, of the largest |x|, of the first V, and of x.
 struct Ring {
-    u32 full, empty, known, v_here;
-    __device__ explicit Ring(const u64* barriers) { full = shared_address(barriers), empty = full + 8 * STAGES, known = empty + 8 * STAGES, v_here = known + 8; }
+    u32 full, empty, known, v_here, x_here;
+    __device__ explicit Ring(const u64* barriers) { full = shared_address(barriers), empty = full + 8 * STAGES, known = empty + 8 * STAGES, v_here = known + 8, x_here = v_here + 8; }
     __device__ void init() const {
         for (int i = 0; i < STAGES; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 4 * JOBS);
-        barrier_init(known, WARPS), barrier_init(v_here, 32 * WARPS);
+        barrier_init(known, WARPS), barrier_init(v_here, 32 * WARPS), barrier_init(x_here, 1);
         show_barriers();
     }
 };
