@@ -4,9 +4,17 @@
 __device__ inline u32 described(u32 address) { return (address & 0x3ffff) >> 4 | 1 << 16; }
 #define DESCRIBED ((1024 >> 4) | 1 << 30)
 
-// The groups take turns, so that one multiplies while others do what comes after.
-__device__ inline void take_turn(int group) { await_group(1 + group); }
-__device__ inline void pass_turn(int group) { tell_group(1 + (group + 1) % CONSUMERS); }
+// The groups take turns, so that one multiplies while others do what comes after. All wait for who has the turn, so the numbers of barriers
+// come from another lane: the compiler keeps them then, where it would compute them anew each time.
+struct Turns {
+    int own, next;  // barriers of this group, and of the one after
+    __device__ Turns() {
+        const int group = threadIdx.x >> 7;
+        own = __shfl_sync(~0u, 1 + group, 0), next = __shfl_sync(~0u, 1 + (group + 1) % CONSUMERS, 0);
+    }
+    __device__ void take() const { await_group(own); }
+    __device__ void pass() const { tell_group(next); }
+};
 
 // What counts are weighted with, of the units of a run.
 struct Weights {
@@ -62,7 +70,9 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
     i64 known = -1;
     Added added;
     added.row = -1;
-    if (group == CONSUMERS - 1) pass_turn(group);
+    const Turns turns;
+    const int all_turns = (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+    if (group == CONSUMERS - 1) turns.pass();
     for (int i = 0, n; i < count; i += n, unit.next_run(a)) {
         n = unit.run(count - i);
         if (const i64 wanted = unit.z(a); wanted != known) {
@@ -79,14 +89,16 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
             u32 acc[N / 2];
             const int stage = turn % STAGES, phase = turn / STAGES & 1;
             const u32 da = described(shared_address(stages + stage * STAGE));
+            // The first group passes its turn once more than the last one takes it: to whom has nothing left.
+            u32 passes = group != CONSUMERS - 1 || turn + AT_ONCE < all_turns;
+            settle(passes);
             barrier_wait(ring.full + 8 * stage, phase);
-            take_turn(group);
+            turns.take();
             begin_products();
 #pragma unroll
             for (int k = 0; k < 4; k++) WGMMA(acc, da + k * 2, db + k * 2, k > 0);
             commit_products();
-            // The first group passes its turn once more than the last one takes it: to whom has nothing left.
-            if (group != CONSUMERS - 1 || turn + AT_ONCE < (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE) pass_turn(group);
+            if (passes) turns.pass();
             if (whole) {
                 begin_products();
 #pragma unroll
@@ -143,9 +155,9 @@ __device__ inline void multiply_units(const Args& a, Shared& own, const Ring& ri
         }
     }
     // All groups take as many turns.
-    if (turn < (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE) {
-        take_turn(group);
-        if (group != CONSUMERS - 1) pass_turn(group);
+    if (turn < all_turns) {
+        turns.take();
+        if (group != CONSUMERS - 1) turns.pass();
     }
     settle_row(a, added, token);
 }
