@@ -23,20 +23,21 @@ from bsformat.errors import WriteError
 #: Runs `bitstack.pack` in a child for each line. A run may be killed right before or right after its n-th step is
 #: given its name, or when some seconds have gone by.
 SERVER = """
-import json, os, signal, sys, time
+import itertools, json, os, signal, sys, time
 import torch, bitstack
 from bitstack import pipeline
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 def child(job):
     torch.set_num_threads(1)
-    rename, left = os.replace, [job.get("steps", -1)]
+    rename, steps = os.replace, itertools.count(1)
     def counting(source, target):
-        left[0] -= ".work/" in str(target)
-        if left[0] == 0 and not job["after"] and ".work/" in str(target):
+        # Threads of several devices come here at once: each step has a number of its own.
+        last = ".work/" in str(target) and next(steps) == job.get("steps")
+        if last and not job["after"]:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target)
-        if left[0] == 0 and ".work/" in str(target):
+        if last:
             os.kill(os.getpid(), signal.SIGKILL)
     os.replace = counting
     recipe = bitstack.Recipe.from_json(job["recipe"])
