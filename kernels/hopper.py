@@ -29,8 +29,8 @@ _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16 + TILE * 8
 _THREADS: Final = 20 * 32
 _ADDERS: Final = 1 << 11
 """So many the sum of a row cannot count any more."""
-_SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums", "helpers", "multiply")
-"""Of the source, in this order."""
+_SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums", "{}", "multiply")
+"""Of the source, in this order; {} is "helpers" where there may be single entries, else "empty"."""
 
 
 class _Matrix(ctypes.Structure):
@@ -60,13 +60,16 @@ def _given(matrices: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A kernel compiled for a type of x, a number of tokens, columns of the factors, and most matrices of a launch."""
+    """A kernel compiled for a type of x, a number of tokens, columns of the factors, most matrices of a launch, and whether
+    there may be single entries.
+    """
 
     bits: int
     ranks: int
     tokens: int
     bfloat: bool
     matrices: int = 1
+    entries: bool = True
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes for Z, stages of the ring of signs, and bytes that are left for x."""
@@ -102,7 +105,8 @@ class Variant:
             "SHARE_FIELDS": SHARE_FIELDS,
             "WGMMA(acc, a, b, add)": product,
         }
-        return assemble(*_SOURCES, bfloat=self.bfloat, **open_)
+        sources = (part.format("helpers" if self.entries else "empty") for part in _SOURCES)
+        return assemble(*sources, bfloat=self.bfloat, **open_)
 
 
 @cache
@@ -172,6 +176,7 @@ class Launch:
         )
         self._told, self._rows, self._ranks, self._programs = bytes(given), rows, first.ranks, len(shares) - 1
         self._few = min(table.hopper.few for table in tables if table.hopper is not None)
+        self._entries = any(table.sparse for table in tables)
         self._kernels: dict[tuple[int, torch.dtype], Kernel] = {}
 
     def multiply(self, x: torch.Tensor, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]) -> None:
@@ -194,7 +199,8 @@ class Launch:
                 matrix.bias, matrix.bias_type = bias.data_ptr(), SCALE_TYPES[bias.dtype]
         kernel = self._kernels.get((len(x), x.dtype))
         if kernel is None:
-            variant = Variant(BITS[x.dtype], self._ranks, len(x), x.dtype == torch.bfloat16, self._matrices)
+            bfloat = x.dtype == torch.bfloat16
+            variant = Variant(BITS[x.dtype], self._ranks, len(x), bfloat, self._matrices, self._entries)
             kernel = self._kernels[len(x), x.dtype] = kernel_for(variant, x.device)
         kernel.launch((self._programs, 1, 1), _THREADS, given)
 
