@@ -60,8 +60,8 @@ def _given(matrices: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A kernel compiled for a type of x, a number of tokens, columns of the factors, most matrices of a launch, and whether
-    there may be single entries.
+    """A kernel compiled for a type of x, a number of tokens, columns of the factors, most matrices of a launch, whether there
+    may be single entries, and whether no block has more than 16 columns of the factors.
     """
 
     bits: int
@@ -70,6 +70,7 @@ class Variant:
     bfloat: bool
     matrices: int = 1
     entries: bool = True
+    short: bool = False
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes for Z, stages of the ring of signs, and bytes that are left for x."""
@@ -99,6 +100,7 @@ class Variant:
             "RANKS": self.ranks,
             "TOKENS": self.tokens,
             "MATRICES": self.matrices,
+            "SHORT": int(self.short),
             "STAGES": stages,
             "Z_SPACE": space,
             "X_SPACE": x_space,
@@ -177,6 +179,7 @@ class Launch:
         self._told, self._rows, self._ranks, self._programs = bytes(given), rows, first.ranks, len(shares) - 1
         self._few = min(table.hopper.few for table in tables if table.hopper is not None)
         self._entries = any(table.sparse for table in tables)
+        self._short = not any(table.wide for table in tables)
         self._kernels: dict[tuple[int, torch.dtype], Kernel] = {}
 
     def multiply(self, x: torch.Tensor, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]) -> None:
@@ -200,7 +203,7 @@ class Launch:
         kernel = self._kernels.get((len(x), x.dtype))
         if kernel is None:
             bfloat = x.dtype == torch.bfloat16
-            variant = Variant(BITS[x.dtype], self._ranks, len(x), bfloat, self._matrices, self._entries)
+            variant = Variant(BITS[x.dtype], self._ranks, len(x), bfloat, self._matrices, self._entries, self._short)
             kernel = self._kernels[len(x), x.dtype] = kernel_for(variant, x.device)
         kernel.launch((self._programs, 1, 1), _THREADS, given)
 

@@ -11,7 +11,7 @@
 //
 // Here is what all parts share; `hopper_units.cu`, `_z`, `_ring`, `_sums`, `_helpers` and `_multiply` follow. `hopper.py`
 // prepends: BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2, or 4 where RANKS is 8), BFLOAT (x and y are bfloat16, not float16), STAGES (of
-// the ring of signs), Z_SPACE, X_SPACE (bytes), SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, and MATRICES: a launch multiplies one matrix, of
+// the ring of signs), Z_SPACE, X_SPACE (bytes), SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, SHORT (no block has more than 16 columns of the factors, so that no row of U has more than 32 bytes), and MATRICES: a launch multiplies one matrix, of
 // any number of chains; or up to so many, which then have one chain each, by the same x.
 #define SLICE 2048             // columns
 #define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a box of the copy engine
@@ -97,10 +97,11 @@ __device__ inline int rows_of(const Args& a, int chain) { return a.matrices[chai
 #endif
 __device__ inline int tiles_of(const Args& a, int chain) { return (rows_of(a, chain) + TILE - 1) / TILE; }
 __device__ inline int halves_of(const Args& a, int slice) { return min(HALVES, (a.columns - slice * SLICE + 1023) / 1024); }
-// The first row of a chain, of all that are multiplied.
+// The first row of a matrix, and of a chain, of all that are multiplied.
+__device__ inline int first_row(const Matrix& m) { return MATRICES == 1 ? 0 : m.first; }
 __device__ inline int first_of(const Args& a, int chain) {
     const Matrix& m = matrix_of(a, chain);
-    return m.first + within_matrix(chain) * m.chain_rows;
+    return first_row(m) + within_matrix(chain) * m.chain_rows;
 }
 #if MATRICES == 1
 __device__ inline const int* counts_of(const Args& a, int chain) { return a.matrix.counts + 2 * chain; }

@@ -37,7 +37,7 @@ struct Added {
 // Write a row of y: `row` of all that are multiplied.
 __device__ inline void write_row(const Args& a, int chain, int row, int token, float total) {
     const Matrix& m = matrix_of(a, chain);
-    row -= m.first;
+    row -= first_row(m);
     m.y[(i64)token * m.rows + row] = narrow(total + (m.bias ? typed_value(m.bias, row, m.bias_type) : 0.f));
 }
 

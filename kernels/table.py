@@ -76,6 +76,7 @@ class Table:
         chain_rows: rows of a chain; the last one may have fewer.
         capacity: segments that a chain may have.
         ranks: columns of the factors that a segment takes: 8 or 16.
+        wide: whether blocks may have more of them than a segment.
         sparse: whether there are, or may be, sparse blocks.
         row_scale: [rows].
         col_scale: [columns], or [chains, columns].
@@ -123,7 +124,7 @@ class Table:
         self.col_stride = self.columns if self.col_scale.ndim == 2 else 0
         self.align = gcd(self.row_bytes, _ALIGN)
         room = Room.of(chains) if room is None else room
-        self.ranks = 8 if room.max_rank <= 8 else RANKS
+        self.ranks, self.wide = 8 if room.max_rank <= 8 else RANKS, room.max_rank > RANKS
         # Segments of 8 columns, where all factors are as narrow, are as many as those of 16.
         self.capacity, self.sparse = max(1, room.segments), room.sparse
         device = first.device
@@ -197,7 +198,7 @@ class Table:
             require(self.sparse, "the table was made for chains without sparse blocks")
             tensors = (block.starts, block.offsets, block.indices, block.scale, block.values)
             return [[SPARSE, *(t.data_ptr() for t in tensors), block.entries, block.offsets.element_size(), 0, 0, 0]]
-        require(block.rank <= self.ranks or self.ranks == RANKS, f"the table was made for ranks up to {self.ranks}")
+        require(block.rank <= self.ranks or self.wide, f"the table was made for ranks up to {self.ranks}")
         plain = isinstance(block, LowRankBlock)
         if isinstance(block, LowRankBlock):
             # Signs that are all +1: one row of them does for every row.
