@@ -60,8 +60,14 @@ def _given(matrices: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A kernel compiled for a type of x, a number of tokens, columns of the factors, most matrices of a launch, whether there
-    may be single entries, and whether no block has more than 16 columns of the factors.
+    """What a kernel is compiled for: instructions that it does not have hold up nobody who waits for others.
+
+    Attributes:
+        bits: of a number of Z. ranks: columns of the factors of a segment, 8 or 16. tokens: 1, 2 or 4.
+        bfloat: whether x is bfloat16, and not float16.
+        matrices: of a launch, at most.
+        entries: whether there may be single entries.
+        short: whether no block has more than 16 columns of the factors.
     """
 
     bits: int

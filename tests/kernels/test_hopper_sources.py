@@ -19,10 +19,10 @@ SOURCES = {
         for dtype in TYPES
     },
     **{
-        f"few, {ranks} columns, {tokens} tokens, {bits} bits, {entries}": hopper.Variant(
-            bits, ranks, tokens, bfloat, entries=entries
+        f"few, {ranks} columns, {tokens} tokens, {bits} bits, {least}": hopper.Variant(
+            bits, ranks, tokens, bfloat, entries=not least, short=least
         ).source()
-        for entries in (True, False)
+        for least in (True, False)
         for ranks, tokens in ((8, 1), (8, 2), (8, 4), (16, 1), (16, 2))
         for bits, bfloat in BITS
     },

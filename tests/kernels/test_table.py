@@ -99,6 +99,8 @@ def test_what_a_table_refuses(make_chain):
     chain = make_chain(10, 20, [(3, False), ("sparse", 0.1)])
     with pytest.raises(ValueError, match="2 segments are more than the table holds, 1"):
         Table(chain, Room(1, 3, True))
+    with pytest.raises(ValueError, match="ranks up to 16"):
+        Table(make_chain(10, 20, [(17, False)]), Room(2, 16))
     with pytest.raises(ValueError, match="ranks up to 8"):
         Table(make_chain(10, 20, [(9, False)]), Room(4, 8))
     with pytest.raises(ValueError, match="without sparse blocks"):
