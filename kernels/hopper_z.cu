@@ -10,8 +10,12 @@
 #define MOST_STEP (229 + BITS)       // beyond it the sum is no number
 __device__ inline u32 v_place(int column) { return ((column >> 5) * 33 + (column & 31)) * V_BYTES; }
 
-// V of 128 columns from `first` on comes to shared memory as float16, zeros where there is none. One warp; `await_copies` follows.
-__device__ inline void bring_v(const Args& a, const i64* row, int first, u32 to) {
+// Where the float8 of 32 columns of W are, as they are in the memory, before those of the next 32.
+__device__ inline u32 bytes_place(int block, int rank) { return block * (32 * rank + 16); }
+
+// V of 128 columns from `first` on comes to shared memory, zeros where there is none: as float16, or, as it then says, as the float8 that it is.
+// One warp; `await_copies` follows.
+__device__ inline bool bring_v(const Args& a, const i64* row, int first, u32 to) {
     const int lane = threadIdx.x & 31, rank = (int)row[RANK], width = (int)row[WIDTH], there = a.columns - first;
     const bool bytes = (int)row[KIND] == SIGN8;
     const u8* v = (const u8*)row[V] + (i64)first * rank * (bytes ? 1 : 2);
@@ -21,7 +25,15 @@ __device__ inline void bring_v(const Args& a, const i64* row, int first, u32 to)
             const int piece = i * 32 + lane, column = piece / PIECES;
             copy_16(to + v_place(column) + piece % PIECES * 16, v + piece * 16, column < there ? 16 : 0);
         }
-    } else if (rank == RANKS && bytes && !((u64)v & (RANKS - 1))) {
+    } else if (TOKENS == 1 && bytes && rank == width && rank % GROUPS == 0 && !((u64)v & 15)) {
+        // Of several tokens it would be converted for each.
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            const int at = b * 32 * rank + lane * 16;
+            if (lane < 2 * rank) copy_16(to + bytes_place(b, rank) + lane * 16, v + at, min(max(there * rank - at, 0), 16));
+        }
+        return true;
+    } else if (TOKENS > 1 && rank == RANKS && bytes && !((u64)v & (RANKS - 1))) {
         uint2 raw[4][PIECES];
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -50,6 +62,7 @@ __device__ inline void bring_v(const Args& a, const i64* row, int first, u32 to)
             for (int i = 0; i < 4; i++) set_shared_word(to + v_place(i * 32 + lane) + 2 * r, pair[i]);
         }
     }
+    return false;
 }
 
 // Four columns of x, or what there is of them.
@@ -163,7 +176,7 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
     const int slice = unit.slice * SLICE, first = slice + warp * 128, column = first + lane * 4;
     if (again) await_makers();  // nobody multiplies by what was there before
     const u32 part = shared_address(z + (TOKENS - 1) * Z_TOKEN) + warp * V_PART;
-    bring_v(a, row, first, part);
+    const bool bytes = bring_v(a, row, first, part);
     if (!again) arrive_copied(ring.v_here);
     u32 scales[4] = {0, 0, 0, 0};
     load_four(matrix_of(a, unit.chain).col_scale, scales_of(a, unit.chain) + column, a.columns - column, a.col_type, scales);
@@ -182,9 +195,17 @@ __device__ inline void make_z(const Args& a, Shared& own, const Ring& ring, cons
     // Of one token V waits for x in registers; for more there are too few.
     const u32 from = part + v_place(block * 32) + q * 2 * GROUPS;
     u32 v[32];
-    if (TOKENS == 1)
+    if (TOKENS == 1 && bytes) {
+        const int rank = (int)row[RANK];
+        const u32 own_bytes = part + bytes_place(block, rank) + q * GROUPS;
+#pragma unroll
+        for (int i = 0; i < 32; i++) v[i] = q * GROUPS >= rank ? 0 : GROUPS == 2 ? shared_short(own_bytes + i * rank) : shared_byte(own_bytes + i * rank);
+#pragma unroll
+        for (int i = 0; i < 32; i++) v[i] = wide((u16)v[i]);
+    } else if (TOKENS == 1) {
 #pragma unroll
         for (int i = 0; i < 32; i++) v[i] = own_v(from, i);
+    }
     wait_for_input();
 #pragma unroll 1
     for (int t = 0; t < TOKENS; t++) {
