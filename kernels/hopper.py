@@ -29,8 +29,8 @@ _STAGE_BYTES: Final = TILE * SLICE // 8 + TILE * 32 + 16 + TILE * 8
 _THREADS: Final = 20 * 32
 _ADDERS: Final = 1 << 11
 """So many the sum of a row cannot count any more."""
-_SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums", "{}", "multiply")
-"""Of the source, in this order; {} is "helpers" where there may be single entries, else "empty"."""
+_SOURCES: Final = ("values", "assembly", "common", "units", "ring", "z", "sums")
+"""Of the source, in this order; two more follow."""
 
 
 class _Matrix(ctypes.Structure):
@@ -67,7 +67,7 @@ class Variant:
         bfloat: whether x is bfloat16, and not float16.
         matrices: of a launch, at most.
         entries: whether there may be single entries.
-        short: whether no block has more than 16 columns of the factors.
+        wide: whether blocks may have more than 16 columns of the factors, as of a `Table`.
     """
 
     bits: int
@@ -76,7 +76,7 @@ class Variant:
     bfloat: bool
     matrices: int = 1
     entries: bool = True
-    short: bool = False
+    wide: bool = True
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes for Z, stages of the ring of signs, and bytes that are left for x."""
@@ -106,15 +106,15 @@ class Variant:
             "RANKS": self.ranks,
             "TOKENS": self.tokens,
             "MATRICES": self.matrices,
-            "SHORT": int(self.short),
+            "WIDE": int(self.wide),
             "STAGES": stages,
             "Z_SPACE": space,
             "X_SPACE": x_space,
             "SHARE_FIELDS": SHARE_FIELDS,
             "WGMMA(acc, a, b, add)": product,
         }
-        sources = (part.format("helpers" if self.entries else "empty") for part in _SOURCES)
-        return assemble(*sources, bfloat=self.bfloat, **open_)
+        helpers = "helpers" if self.entries else "empty"
+        return assemble(*_SOURCES, helpers, "multiply", bfloat=self.bfloat, **open_)
 
 
 @cache
@@ -185,7 +185,7 @@ class Launch:
         self._told, self._rows, self._ranks, self._programs = bytes(given), rows, first.ranks, len(shares) - 1
         self._few = min(table.hopper.few for table in tables if table.hopper is not None)
         self._entries = any(table.sparse for table in tables)
-        self._short = not any(table.wide for table in tables)
+        self._wide = any(table.wide for table in tables)
         self._kernels: dict[tuple[int, torch.dtype], Kernel] = {}
 
     def multiply(self, x: torch.Tensor, biases: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor]) -> None:
@@ -209,7 +209,7 @@ class Launch:
         kernel = self._kernels.get((len(x), x.dtype))
         if kernel is None:
             bfloat = x.dtype == torch.bfloat16
-            variant = Variant(BITS[x.dtype], self._ranks, len(x), bfloat, self._matrices, self._entries, self._short)
+            variant = Variant(BITS[x.dtype], self._ranks, len(x), bfloat, self._matrices, self._entries, self._wide)
             kernel = self._kernels[len(x), x.dtype] = kernel_for(variant, x.device)
         kernel.launch((self._programs, 1, 1), _THREADS, given)
 

@@ -11,8 +11,8 @@
 //
 // Here is what all parts share; `hopper_units.cu`, `_z`, `_ring`, `_sums`, `_helpers` (or `_empty`) and `_multiply` follow. `hopper.py`
 // prepends: BITS, RANKS (8 or 16 columns of the factors), TOKENS (1 or 2, or 4 where RANKS is 8), BFLOAT (x and y are bfloat16, not float16), STAGES (of
-// the ring of signs), Z_SPACE, X_SPACE (bytes), SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, SHORT (no block has more than 16
-// columns of the factors, so that no row of U has more than 32 bytes), and MATRICES: a launch multiplies one matrix, of any number of chains;
+// the ring of signs), Z_SPACE, X_SPACE (bytes), SIGN8, SHARE_FIELDS, the fields of a row of the table, WGMMA, WIDE (blocks may have more than 16
+// columns of the factors, so that a row of U may have more than 32 bytes), and MATRICES: a launch multiplies one matrix, of any number of chains;
 // or up to so many, which then have one chain each, by the same x.
 #define SLICE 2048             // columns
 #define HALVES 2               // of a slice: 1024 columns, of which 64 rows of signs are a box of the copy engine

@@ -40,7 +40,7 @@ struct Weights {
         }
         bytes = (int)row[KIND] == SIGN8;
         const int size = bytes ? 1 : 2;
-        rank_bytes = (int)row[RANK] * size, local = SHORT || rank_bytes <= 32;
+        rank_bytes = (int)row[RANK] * size, local = !WIDE || rank_bytes <= 32;
         kept = (column < width ? 0xffff : 0) | (column + GROUPS < width ? 0xffff0000 : 0);
         u = (u32)row[U] + first * rank_bytes, offset = within * rank_bytes + column * size;
     }

@@ -31,7 +31,7 @@ __device__ inline void bring(const Args& a, const Ring& ring, Unit unit, int cou
             const u8* from = (const u8*)((u64)(u + (i64)r * rank_bytes) & ~15ull);
             // Up to the last number of the last row that is the segment's: `u` may lie within a row. All of a piece of 16 bytes can be
             // read where a byte of it can.
-            const int u_bytes = !SHORT && rank_bytes > 32 ? 0 : ((int)(u + (i64)(min(r + TILE, n_rows) - 1) * rank_bytes + own_bytes - from) + 15) & ~15;
+            const int u_bytes = WIDE && rank_bytes > 32 ? 0 : ((int)(u + (i64)(min(r + TILE, n_rows) - 1) * rank_bytes + own_bytes - from) + 15) & ~15;
             const u32 arrival = ring.full + 8 * stage;
             barrier_wait(ring.empty + 8 * stage, phase);
             fence_proxies();

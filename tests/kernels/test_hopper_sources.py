@@ -20,7 +20,7 @@ SOURCES = {
     },
     **{
         f"few, {ranks} columns, {tokens} tokens, {bits} bits, {least}": hopper.Variant(
-            bits, ranks, tokens, bfloat, entries=not least, short=least
+            bits, ranks, tokens, bfloat, entries=not least, wide=not least
         ).source()
         for least in (True, False)
         for ranks, tokens in ((8, 1), (8, 2), (8, 4), (16, 1), (16, 2))
