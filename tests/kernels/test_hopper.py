@@ -71,7 +71,7 @@ def test_shapes(make_chain, bound, device, m, n, dtype):
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("rank", [1, 7, 8, 9, 15, 16, 17, 33, 65])
+@pytest.mark.parametrize("rank", [1, 7, 8, 9, 10, 15, 16, 17, 33, 65])
 def test_ranks(make_chain, bound, device, rank, fp8):
     n = 2304 if device == "cuda" else 256
     for blocks in ([(rank, fp8)], [(rank, fp8), "plane"], [("lowrank", rank, fp8)], [(3, True), (rank, fp8)]):
@@ -278,6 +278,20 @@ def _before_what_may_not_be_read(tensor):
     copy = whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
     copy.view(torch.uint8).copy_(tensor.view(torch.uint8))
     return copy
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("rank", [2, 8, 16])
+@pytest.mark.parametrize("numbers", [1, 8])
+def test_v_may_lie_at_any_address(make_chain, bound, device, rank, fp8, numbers):
+    """V is copied as it lies only where it lies at a multiple of 16 bytes."""
+    chain = make_chain(67, 256, [(rank, fp8)], device=device)
+    block = chain.blocks[0]
+    space = torch.empty(block.v.numel() + numbers, dtype=block.v.dtype, device=device)
+    v = space[numbers:].view(block.v.shape)
+    v.view(torch.uint8).copy_(block.v.view(torch.uint8))
+    moved = SignBlock(block.signs, block.u, v, block.scale)
+    _check(Chain(67, 256, chain.row_scale, chain.col_scale, (moved,)), bound, 1, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("rank", "fp8"), [(32, True), (17, True), (16, True), (16, False), (7, False)])
